@@ -1,0 +1,87 @@
+// Chooses the SIMD level of the CPU kernels once, from what the processor has.
+#include "dispatch.h"
+
+#include <stdexcept>
+
+#include "levels.h"
+
+namespace stylegan_fast::cpu {
+namespace {
+
+struct Level {
+  const char* name;
+  bool (*supported)();
+  decltype(&baseline::epilogue_forward) forward;
+  decltype(&baseline::epilogue_masked) masked;
+  decltype(&baseline::epilogue_curved) curved;
+};
+
+#define STYLEGAN_FAST_LEVEL(level, supported) \
+  {#level, supported, level::epilogue_forward, level::epilogue_masked, level::epilogue_curved}
+
+// Widest first.
+const Level kLevels[] = {
+#if defined(__x86_64__)
+    STYLEGAN_FAST_LEVEL(avx512,
+                        [] {
+                          return __builtin_cpu_supports("avx512f") &&
+                                 __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512dq") &&
+                                 __builtin_cpu_supports("avx512vl");
+                        }),
+    STYLEGAN_FAST_LEVEL(avx2,
+                        [] {
+                          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                 __builtin_cpu_supports("f16c");
+                        }),
+#endif
+    STYLEGAN_FAST_LEVEL(baseline, [] { return true; }),
+};
+
+const Level* widest() {
+  for (const Level& level : kLevels)
+    if (level.supported()) return &level;
+  return nullptr;
+}
+
+const Level* current = widest();
+
+}  // namespace
+
+std::vector<std::string> simd_levels() {
+  std::vector<std::string> names;
+  for (const Level& level : kLevels)
+    if (level.supported()) names.push_back(level.name);
+  return names;
+}
+
+std::string simd_level() { return current->name; }
+
+void set_simd_level(const std::string& name) {
+  std::string known;
+  for (const Level& level : kLevels) {
+    if (!level.supported()) continue;
+    if (name == level.name) {
+      current = &level;
+      return;
+    }
+    known += known.empty() ? level.name : std::string(", ") + level.name;
+  }
+  throw std::invalid_argument("SIMD level '" + name + "' cannot run here; choose one of " + known);
+}
+
+void epilogue_forward(const Epilogue& e, const void* x, void* y, uint8_t* mask, int threads) {
+  current->forward(e, x, y, mask, threads);
+}
+
+void epilogue_masked(const Epilogue& e, double negative_slope, const void* dy, const uint8_t* mask,
+                     void* dx, void* sum, int threads) {
+  current->masked(e, negative_slope, dy, mask, dx, sum, threads);
+}
+
+void epilogue_curved(const Epilogue& e, int order, const void* x, const void* dy, const void* h,
+                     void* dx, void* sum, int threads) {
+  current->curved(e, order, x, dy, h, dx, sum, threads);
+}
+
+}  // namespace stylegan_fast::cpu

@@ -1,0 +1,19 @@
+// The SIMD levels that csrc/cpu sources are compiled for, and the functions every level provides.
+#pragma once
+
+#include "../epilogue.h"
+
+#define STYLEGAN_FAST_DECLARE_LEVEL(level)                                                        \
+  namespace stylegan_fast::cpu::level {                                                           \
+  void epilogue_forward(const Epilogue&, const void* x, void* y, uint8_t* mask, int threads);     \
+  void epilogue_masked(const Epilogue&, double negative_slope, const void* dy, const uint8_t* mask, \
+                       void* dx, void* sum, int threads);                                         \
+  void epilogue_curved(const Epilogue&, int order, const void* x, const void* dy, const void* h,  \
+                       void* dx, void* sum, int threads);                                         \
+  }
+
+STYLEGAN_FAST_DECLARE_LEVEL(baseline)
+#if defined(__x86_64__)
+STYLEGAN_FAST_DECLARE_LEVEL(avx2)
+STYLEGAN_FAST_DECLARE_LEVEL(avx512)
+#endif

@@ -1,0 +1,101 @@
+// Python bindings: buffers come as addresses, so one binary serves every version of torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/dispatch.h"
+#include "epilogue.h"
+
+#if __has_include("build_info.h")
+#include "build_info.h"
+#else
+#define STYLEGAN_FAST_BUILD_INFO "{}"
+#endif
+
+namespace py = pybind11;
+using namespace stylegan_fast;
+
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Epilogue epilogue(int dtype, int64_t outer, int64_t channels, int64_t inner, int64_t pixels, int act,
+                  double alpha, double gain, double clamp, uintptr_t scale, uintptr_t noise,
+                  bool noise_per_sample, uintptr_t strength, uintptr_t bias) {
+  return {static_cast<DType>(dtype), {outer, channels, inner, pixels}, act, alpha, gain, clamp,
+          pointer<void>(scale), pointer<void>(noise), noise_per_sample, pointer<void>(strength),
+          pointer<void>(bias)};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of stylegan_fast; call them through stylegan_fast.ops.";
+  m.attr("build_info") = STYLEGAN_FAST_BUILD_INFO;
+#ifdef STYLEGAN_FAST_WITH_CUDA
+  m.attr("with_cuda") = true;
+#else
+  m.attr("with_cuda") = false;
+#endif
+
+  m.def("simd_levels", &cpu::simd_levels);
+  m.def("simd_level", &cpu::simd_level);
+  m.def("set_simd_level", &cpu::set_simd_level);
+
+  py::class_<Epilogue>(m, "Epilogue").def(py::init(&epilogue));
+
+  const auto without_gil = py::call_guard<py::gil_scoped_release>();
+  m.def(
+      "cpu_epilogue_forward",
+      [](const Epilogue& e, uintptr_t x, uintptr_t y, uintptr_t mask, int threads) {
+        cpu::epilogue_forward(e, pointer<void>(x), pointer<void>(y), pointer<uint8_t>(mask), threads);
+      },
+      without_gil);
+  m.def(
+      "cpu_epilogue_masked",
+      [](const Epilogue& e, double negative_slope, uintptr_t dy, uintptr_t mask, uintptr_t dx,
+         uintptr_t sum, int threads) {
+        cpu::epilogue_masked(e, negative_slope, pointer<void>(dy), pointer<uint8_t>(mask),
+                             pointer<void>(dx), pointer<void>(sum), threads);
+      },
+      without_gil);
+  m.def(
+      "cpu_epilogue_curved",
+      [](const Epilogue& e, int order, uintptr_t x, uintptr_t dy, uintptr_t h, uintptr_t dx,
+         uintptr_t sum, int threads) {
+        cpu::epilogue_curved(e, order, pointer<void>(x), pointer<void>(dy), pointer<void>(h),
+                             pointer<void>(dx), pointer<void>(sum), threads);
+      },
+      without_gil);
+
+#ifdef STYLEGAN_FAST_WITH_CUDA
+  m.def("cuda_epilogue_workspace", &cuda::epilogue_workspace);
+  m.def(
+      "cuda_epilogue_forward",
+      [](const Epilogue& e, uintptr_t x, uintptr_t y, uintptr_t mask, uintptr_t stream) {
+        cuda::epilogue_forward(e, pointer<void>(x), pointer<void>(y), pointer<uint8_t>(mask),
+                               pointer<void>(stream));
+      },
+      without_gil);
+  m.def(
+      "cuda_epilogue_masked",
+      [](const Epilogue& e, double negative_slope, uintptr_t dy, uintptr_t mask, uintptr_t dx,
+         uintptr_t sum, uintptr_t workspace, uintptr_t stream) {
+        cuda::epilogue_masked(e, negative_slope, pointer<void>(dy), pointer<uint8_t>(mask),
+                              pointer<void>(dx), pointer<void>(sum), pointer<void>(workspace),
+                              pointer<void>(stream));
+      },
+      without_gil);
+  m.def(
+      "cuda_epilogue_curved",
+      [](const Epilogue& e, int order, uintptr_t x, uintptr_t dy, uintptr_t h, uintptr_t dx,
+         uintptr_t sum, uintptr_t workspace, uintptr_t stream) {
+        cuda::epilogue_curved(e, order, pointer<void>(x), pointer<void>(dy), pointer<void>(h),
+                              pointer<void>(dx), pointer<void>(sum), pointer<void>(workspace),
+                              pointer<void>(stream));
+      },
+      without_gil);
+#endif
+}

@@ -1,0 +1,31 @@
+"""Every environment variable this package reads at run time, parsed strictly, in one place."""
+
+from __future__ import annotations
+
+import os
+
+VARIABLES = {
+    "STYLEGAN_FAST_BACKEND": "backend of every op: reference, cpu, triton or cuda (default: automatic)",
+    "STYLEGAN_FAST_SIMD": "SIMD level of the CPU kernels: baseline, avx2 or avx512 (default: widest)",
+    "TRITON_INTERPRET": "1: run Triton kernels on the CPU in Triton's interpreter (for tests)",
+}
+
+BUILD_VARIABLES = {
+    "STYLEGAN_FAST_CUDA": "auto, on or off: compile the CUDA kernels (read by setup.py)",
+    "TORCH_CUDA_ARCH_LIST": "GPU architectures to compile for, such as 8.0;9.0+PTX (read by setup.py)",
+    "MAX_JOBS": "number of parallel compiler processes (read by setup.py)",
+}
+
+
+def choice(name: str, allowed: tuple[str, ...]) -> str | None:
+    """The variable's value, or None where it is unset or empty. ValueError for anything else."""
+    value = os.environ.get(name, "")
+    if not value:
+        return None
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}; {VARIABLES[name]}")
+    return value
+
+
+def flag(name: str) -> bool:
+    return os.environ.get(name, "") == "1"

@@ -1,0 +1,125 @@
+"""What can run here, and why not.
+
+A choice is one ordered list per device type; every backend answers a request with None or with the
+reason it cannot serve it. An automatic choice takes the first that can. An explicit one (`backend=`,
+`use_backend`, `STYLEGAN_FAST_BACKEND`) is served or raises RuntimeError with the reason.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+from .. import _env
+from . import cpu, cuda, reference, triton
+
+BACKENDS: dict[str, ModuleType] = {
+    "reference": reference,
+    "cpu": cpu,
+    "triton": triton,
+    "cuda": cuda,
+}
+
+AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+KERNEL_OPS = ("bias_act",)
+"""Ops with kernels of their own on every compiled backend."""
+
+PYTORCH_OPS = ("upfirdn2d", "conv2d_resample", "modulated_conv2d")
+"""Ops that, so far, run the reference's PyTorch operators whatever the backend; what they call
+(the bias_act at the end of a layer) follows the choice."""
+
+OPS = KERNEL_OPS + PYTORCH_OPS
+
+_requested: str | None = _env.choice("STYLEGAN_FAST_BACKEND", tuple(BACKENDS))
+_selected: dict[tuple, str] = {}
+
+
+class use_backend:
+    """Run every op on the named backend, until the block ends; None chooses automatically again.
+
+        with stylegan_fast.use_backend("reference"):
+            ...
+        stylegan_fast.use_backend("triton")     # without `with`: until changed
+
+    The choice is process-wide. ValueError for an unknown name, RuntimeError with the reason if this
+    machine cannot run the backend at all.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        global _requested
+        if name is not None:
+            reason = unavailable(name)
+            if reason is not None:
+                raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
+        self._previous = _requested
+        _requested = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *exception: object) -> None:
+        global _requested
+        _requested = self._previous
+
+
+def requested_backend() -> str | None:
+    """The explicit choice in force, or None."""
+    return _requested
+
+
+def _backend(name: str) -> ModuleType:
+    try:
+        return BACKENDS[name]
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"backend={name!r} is unknown; choose one of {', '.join(BACKENDS)} or None"
+        ) from None
+
+
+def unavailable(name: str) -> str | None:
+    """None, or why this machine cannot run the backend at all."""
+    return _backend(name).unavailable()
+
+
+def usable(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> list[str]:
+    """Names of the backends that can run bias_act on this kind of tensor here."""
+    return [name for name in BACKENDS if refusal(name, "bias_act", device_type, dtype) is None]
+
+
+def refusal(name: str, op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """None, or why the backend cannot run the op on such a tensor."""
+    backend = _backend(name)
+    reason = backend.unavailable()
+    if reason is None and device_type not in backend.device_types():
+        reason = f"it runs on {' or '.join(backend.device_types())} tensors, x is on {device_type}"
+    if reason is None and op in KERNEL_OPS and dtype not in backend.dtypes():
+        names = ", ".join(str(known).removeprefix("torch.") for known in backend.dtypes())
+        reason = f"it has kernels for {names}, x is {str(dtype).removeprefix('torch.')}"
+    return reason
+
+
+def select(op: str, x: torch.Tensor, backend: str | None = None) -> str:
+    """The name of the backend that serves this call."""
+    explicit = _requested if backend is None else backend
+    key = (op, x.device.type, x.dtype, explicit)
+    name = _selected.get(key)
+    if name is None:
+        name = _selected[key] = _choose(*key)
+    return name
+
+
+def _choose(op: str, device_type: str, dtype: torch.dtype, explicit: str | None) -> str:
+    if explicit is not None:
+        reason = refusal(explicit, op, device_type, dtype)
+        if reason is not None:
+            raise RuntimeError(
+                f"backend {explicit!r} cannot run {op}: {reason}. "
+                "`python -m stylegan_fast info` lists what can run here; backend=None chooses."
+            )
+        return explicit
+    for name in AUTOMATIC.get(device_type, ()):
+        if refusal(name, op, device_type, dtype) is None:
+            return name
+    return "reference"

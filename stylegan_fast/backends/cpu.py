@@ -1,0 +1,94 @@
+"""C++ kernels with SIMD and threads (csrc/cpu)."""
+
+from __future__ import annotations
+
+import torch
+
+from . import native
+from .geometry import Geometry
+from .native import address, epilogue
+
+
+def unavailable() -> str | None:
+    module, reason = native.load()
+    return None if module is not None else reason
+
+
+def device_types() -> tuple[str, ...]:
+    return ("cpu",)
+
+
+def dtypes() -> tuple[torch.dtype, ...]:
+    return tuple(native.DTYPE_CODES)
+
+
+def epilogue_forward(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    strength: torch.Tensor | None,
+    b: torch.Tensor | None,
+    geometry: Geometry,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> None:
+    problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
+    native.load()[0].cpu_epilogue_forward(
+        problem, x.data_ptr(), y.data_ptr(), address(mask), torch.get_num_threads()
+    )
+
+
+def epilogue_masked(
+    dy: torch.Tensor,
+    mask: torch.Tensor | None,
+    dx: torch.Tensor,
+    total: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    geometry: Geometry,
+    negative_slope: float,
+    gain: float,
+) -> None:
+    problem = epilogue(dy, geometry, gain=gain, scale=scale)
+    native.load()[0].cpu_epilogue_masked(
+        problem,
+        negative_slope,
+        dy.data_ptr(),
+        address(mask),
+        dx.data_ptr(),
+        address(total),
+        torch.get_num_threads(),
+    )
+
+
+def epilogue_curved(
+    order: int,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    h: torch.Tensor | None,
+    dx: torch.Tensor,
+    total: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    strength: torch.Tensor | None,
+    b: torch.Tensor | None,
+    geometry: Geometry,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> None:
+    problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
+    native.load()[0].cpu_epilogue_curved(
+        problem,
+        order,
+        x.data_ptr(),
+        dy.data_ptr(),
+        address(h),
+        dx.data_ptr(),
+        address(total),
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,140 @@
+"""CUDA C++ kernels (csrc/cuda)."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import torch
+
+from . import native
+from .geometry import Geometry
+from .native import address, epilogue
+
+
+@functools.cache
+def unavailable() -> str | None:
+    module, reason = native.load()
+    if module is None:
+        return reason
+    if not module.with_cuda:
+        return f"the package was built without CUDA kernels; {native.build_hint()}"
+    if torch.version.hip is not None:
+        return "this PyTorch is for ROCm; the triton backend runs there"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    return _architecture_mismatch(torch.cuda.get_device_capability())
+
+
+def _architecture_mismatch(capability: tuple[int, int]) -> str | None:
+    """A binary for sm_XY runs on X.Z with Z >= Y, PTX for it on everything newer."""
+    architectures = native.build_record().get("cuda", {}).get("architectures", [])
+    device = capability[0] * 10 + capability[1]
+    for entry in architectures:
+        built = int(re.sub(r"\D", "", entry))
+        if built <= device and (built // 10 == device // 10 or entry.endswith("+PTX")):
+            return None
+    if not architectures:
+        return None
+    return (
+        f"the CUDA kernels were built for {', '.join(architectures)}, the device is sm_{device}; "
+        "rebuild with TORCH_CUDA_ARCH_LIST"
+    )
+
+
+def device_types() -> tuple[str, ...]:
+    return ("cuda",)
+
+
+def dtypes() -> tuple[torch.dtype, ...]:
+    return (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _stream(x: torch.Tensor) -> int:
+    return torch.cuda.current_stream(x.device).cuda_stream
+
+
+def _workspace(problem: object, total: torch.Tensor | None) -> torch.Tensor | None:
+    if total is None:
+        return None
+    size = native.load()[0].cuda_epilogue_workspace(problem)
+    return torch.empty(size, dtype=total.dtype, device=total.device)
+
+
+def epilogue_forward(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    strength: torch.Tensor | None,
+    b: torch.Tensor | None,
+    geometry: Geometry,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> None:
+    problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
+    with torch.cuda.device(x.device):
+        native.load()[0].cuda_epilogue_forward(
+            problem, x.data_ptr(), y.data_ptr(), address(mask), _stream(x)
+        )
+
+
+def epilogue_masked(
+    dy: torch.Tensor,
+    mask: torch.Tensor | None,
+    dx: torch.Tensor,
+    total: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    geometry: Geometry,
+    negative_slope: float,
+    gain: float,
+) -> None:
+    problem = epilogue(dy, geometry, gain=gain, scale=scale)
+    workspace = _workspace(problem, total)
+    with torch.cuda.device(dy.device):
+        native.load()[0].cuda_epilogue_masked(
+            problem,
+            negative_slope,
+            dy.data_ptr(),
+            address(mask),
+            dx.data_ptr(),
+            address(total),
+            address(workspace),
+            _stream(dy),
+        )
+
+
+def epilogue_curved(
+    order: int,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    h: torch.Tensor | None,
+    dx: torch.Tensor,
+    total: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    strength: torch.Tensor | None,
+    b: torch.Tensor | None,
+    geometry: Geometry,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> None:
+    problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
+    workspace = _workspace(problem, total)
+    with torch.cuda.device(x.device):
+        native.load()[0].cuda_epilogue_curved(
+            problem,
+            order,
+            x.data_ptr(),
+            dy.data_ptr(),
+            address(h),
+            dx.data_ptr(),
+            address(total),
+            address(workspace),
+            _stream(x),
+        )

@@ -1,0 +1,79 @@
+"""The compiled module `_C`, or why it is missing. Shared by the cpu and cuda backends."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# torch first: `_C` then shares the OpenMP runtime that torch brings.
+import torch
+
+from .. import _env
+from .geometry import Geometry
+
+DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+
+
+@functools.cache
+def load() -> tuple[ModuleType | None, str]:
+    """(`_C`, "") or (None, the reason it cannot be loaded)."""
+    try:
+        from stylegan_fast import _C
+    except ImportError as error:
+        return None, f"the compiled module is missing ({error}); {build_hint()}"
+    level = _env.choice("STYLEGAN_FAST_SIMD", ("baseline", "avx2", "avx512"))
+    if level is not None:
+        _C.set_simd_level(level)
+    return _C, ""
+
+
+def build_record() -> dict[str, Any]:
+    """What setup.py wrote down: compilers, flags, architectures, and the last lines of a failure."""
+    path = Path(__file__).resolve().parent.parent / "_build.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def build_hint() -> str:
+    if build_record():
+        return "`python -m stylegan_fast info` shows what the compiler said"
+    return "install the package with pip to compile it"
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def epilogue(
+    like: torch.Tensor,
+    geometry: Geometry,
+    act: int = 1,
+    alpha: float = 0.0,
+    gain: float = 1.0,
+    clamp: float = math.inf,
+    scale: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    strength: torch.Tensor | None = None,
+    b: torch.Tensor | None = None,
+) -> Any:
+    module, _ = load()
+    assert module is not None
+    return module.Epilogue(
+        DTYPE_CODES[like.dtype],
+        *geometry,
+        act,
+        alpha,
+        gain,
+        clamp,
+        address(scale),
+        address(noise),
+        noise is not None and noise.ndim == 2,
+        address(strength),
+        address(b),
+    )

@@ -1,0 +1,59 @@
+"""Triton kernels (kernels/): CUDA and ROCm, no compiler needed."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from types import ModuleType
+
+import torch
+
+from .. import _env
+
+
+@functools.cache
+def unavailable() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (it comes with PyTorch's GPU wheels)"
+    if _env.flag("TRITON_INTERPRET"):
+        return None
+    if not torch.cuda.is_available():
+        return "PyTorch finds no GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
+    return None
+
+
+def device_types() -> tuple[str, ...]:
+    return ("cuda", "cpu") if _env.flag("TRITON_INTERPRET") else ("cuda",)
+
+
+def dtypes() -> tuple[torch.dtype, ...]:
+    """The interpreter takes float64, and truncates bfloat16 where a GPU rounds it."""
+    if _env.flag("TRITON_INTERPRET"):
+        return (torch.float64, torch.float32, torch.float16)
+    return (torch.float32, torch.float16, torch.bfloat16)
+
+
+@functools.cache
+def kernels() -> ModuleType:
+    return importlib.import_module("stylegan_fast.kernels.epilogue")
+
+
+def epilogue_forward(x: torch.Tensor, *arguments: object) -> None:
+    with _device(x):
+        kernels().epilogue_forward(x, *arguments)
+
+
+def epilogue_masked(dy: torch.Tensor, *arguments: object) -> None:
+    with _device(dy):
+        kernels().epilogue_masked(dy, *arguments)
+
+
+def epilogue_curved(order: int, x: torch.Tensor, *arguments: object) -> None:
+    with _device(x):
+        kernels().epilogue_curved(order, x, *arguments)
+
+
+def _device(x: torch.Tensor) -> torch.cuda.device:
+    """Triton launches on the current device; a CPU tensor (interpreter) changes nothing."""
+    return torch.cuda.device(x.device if x.is_cuda else -1)
