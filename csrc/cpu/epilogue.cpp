@@ -18,7 +18,9 @@ namespace {
 
 constexpr int kGroup = 16;
 constexpr int64_t kMaxRun = 256;             // groups; bounds the error of a float accumulator
-constexpr int64_t kMaxPattern = 8192;        // elements of a bias repeated to whole groups
+constexpr int64_t kLongRun = 1024;            // elements; makes the cost of starting a run small
+constexpr int64_t kMaxPattern = 8192;        // elements of a bias repeated to a long row
+constexpr int64_t kFlush = 4096;              // groups; likewise for the sums of a row
 constexpr int64_t kGroupsPerThread = 1024;   // below this a second thread costs more than it saves
 
 // Plain storage: standard containers would be instantiated with this level's instructions.
@@ -66,6 +68,14 @@ int64_t greatest_common_divisor(int64_t a, int64_t b) {
   return a;
 }
 
+// Calls body(i, channel of element i) for the first `count` elements of a buffer.
+template <class Body>
+void for_each_pattern_channel(const Geometry& g, int64_t count, Body&& body) {
+  const int64_t repeat = count == g.channels ? 1 : g.inner;
+  for (int64_t i = 0, c = 0; i < count; c = c + 1 == g.channels ? 0 : c + 1)
+    for (int64_t k = 0; k < repeat; ++k) body(i++, c);
+}
+
 // The operands of one problem in the accumulation type, and the geometry they are walked in.
 template <class T>
 class Operands {
@@ -88,8 +98,8 @@ class Operands {
       load_padded<T, V>(static_cast<const T*>(e.bias) + c, smaller(kGroup, g.channels - c),
                         plain.get() + c);
     }
-    const int64_t repeat = geometry.channels == g.channels ? 1 : g.inner;
-    for (int64_t i = 0; i < geometry.channels; ++i) bias_[i] = plain[(i / repeat) % g.channels];
+    for_each_pattern_channel(g, geometry.channels,
+                             [&](int64_t i, int64_t c) { bias_[i] = plain[c]; });
   }
 
   const A* bias() const { return bias_.get(); }
@@ -107,16 +117,19 @@ class Operands {
   const A strength;
 
  private:
-  // Short planes and odd channel counts: the bias repeats with a period that, taken often enough, is
-  // whole groups, which turns the buffer into rows of that many channels.
+  // Short planes and rows: the bias repeats, and a multiple of its period is a long row of whole
+  // groups. The last such row may be cut short by the end of the buffer.
   static Geometry walked(const Epilogue& e) {
     const Geometry& g = e.geometry;
     const int64_t period = g.channels * g.inner;
-    const bool has_short_runs = g.inner == 1 ? g.channels % kGroup != 0 : g.inner % kGroup != 0;
-    if (e.scale || e.noise || !has_short_runs) return g;
-    const int64_t pattern = period / greatest_common_divisor(period, kGroup) * kGroup;
-    if (pattern > kMaxPattern || g.numel() % pattern != 0 || g.numel() < 2 * pattern) return g;
-    const int64_t rows = g.numel() / pattern;
+    if (e.scale || e.noise || g.inner >= kLongRun || (g.inner == 1 && g.channels >= kLongRun &&
+                                                      g.channels % kGroup == 0)) {
+      return g;
+    }
+    int64_t pattern = period / greatest_common_divisor(period, kGroup) * kGroup;
+    pattern *= larger(1, kLongRun / pattern);
+    if (pattern > kMaxPattern || 4 * pattern > g.numel()) return g;
+    const int64_t rows = (g.numel() + pattern - 1) / pattern;
     return {rows, pattern, 1, rows};
   }
 };
@@ -130,12 +143,11 @@ struct Run {
   const int64_t* lanes;                   // channel of each lane
 };
 
-// Calls body(run) for runs that cover the groups [begin, end).
+// Calls body(run) for runs that cover the groups [begin, end) of a buffer of `numel` elements.
 template <class T, class Body>
-void for_each_run(const Operands<T>& o, int64_t begin, int64_t end, Body&& body) {
+void for_each_run(const Operands<T>& o, int64_t numel, int64_t begin, int64_t end, Body&& body) {
   using A = typename Operands<T>::A;
   const Geometry& g = o.geometry;
-  const int64_t last_element = g.numel();
   alignas(64) A scale[kGroup], bias[kGroup], noise[kGroup];
   int64_t lanes[kGroup];
   const auto fill = [](A* out, A value) {
@@ -148,30 +160,38 @@ void for_each_run(const Operands<T>& o, int64_t begin, int64_t end, Body&& body)
   int64_t channel = i / g.inner % g.channels;
   int64_t outer = i / g.inner / g.channels;
   while (group < end) {
-    const int64_t left = (g.inner == 1 ? g.channels - channel : g.inner - inner) / kGroup;
-    const int64_t groups = smaller(left, smaller(end - group, kMaxRun));
+    const int64_t run_end = smaller(numel, i + (g.inner == 1 ? g.channels - channel : g.inner - inner));
+    const int64_t groups = smaller((run_end - i) / kGroup, smaller(end - group, kMaxRun));
     int64_t advance = groups * kGroup;
     if (groups > 0) {
       Run<A> run{group, groups, scale, bias, noise, 0, 0, 0, channel, nullptr};
-      const int64_t pixel = outer * g.inner + inner;
-      const int64_t sample = pixel / g.pixels;
-      const int64_t at = pixel % g.pixels + sample * o.noise_stride;
-      const A* scale_here = o.scale ? o.scale + sample * g.channels + channel : nullptr;
       if (g.inner == 1) {
         run.bias = o.bias() + channel;
         run.bias_step = kGroup;
-        if (scale_here) run.scale = scale_here, run.scale_step = kGroup;
-        if (!scale_here && o.affine) fill(scale, A(1));
-        if (o.affine) fill(noise, o.noise ? o.noise[at] : A(0));
       } else {
         fill(bias, o.bias()[channel]);
-        if (o.affine) fill(scale, scale_here ? *scale_here : A(1));
-        if (o.noise) run.noise = o.noise + at, run.noise_step = kGroup;
-        if (!o.noise && o.affine) fill(noise, A(0));
+      }
+      if (o.affine) {
+        const int64_t pixel = outer * g.inner + inner;
+        const int64_t sample = pixel / g.pixels;
+        const int64_t at = pixel % g.pixels + sample * o.noise_stride;
+        const A* scale_here = o.scale ? o.scale + sample * g.channels + channel : nullptr;
+        if (g.inner == 1 && scale_here) {
+          run.scale = scale_here;
+          run.scale_step = kGroup;
+        } else {
+          fill(scale, scale_here ? *scale_here : A(1));
+        }
+        if (g.inner > 1 && o.noise) {
+          run.noise = o.noise + at;
+          run.noise_step = kGroup;
+        } else {
+          fill(noise, o.noise ? o.noise[at] : A(0));
+        }
       }
       body(run);
     } else {
-      advance = smaller(kGroup, last_element - i);
+      advance = smaller(kGroup, numel - i);
       int64_t lane_inner = inner, lane_channel = channel, lane_outer = outer;
       for (int lane = 0; lane < kGroup; ++lane) {
         lanes[lane] = lane_channel;
@@ -238,13 +258,12 @@ class ChannelSums {
   }
 
   void write(const Geometry& original, int threads, void* out) const {
-    A* sum = static_cast<A*>(out);
-    const int64_t repeat = channels_ == original.channels ? 1 : original.inner;
     Buffer<double> folded(original.channels);
     for (int thread = 0; thread < threads; ++thread)
-      for (int64_t i = 0; i < channels_; ++i)
-        folded[i / repeat % original.channels] += totals(thread)[i];
-    for (int64_t c = 0; c < original.channels; ++c) sum[c] = static_cast<A>(folded[c]);
+      for_each_pattern_channel(original, channels_, [&](int64_t i, int64_t c) {
+        folded[c] += totals(thread)[i];
+      });
+    for (int64_t c = 0; c < original.channels; ++c) static_cast<A*>(out)[c] = static_cast<A>(folded[c]);
   }
 
  private:
@@ -282,9 +301,13 @@ void sum_run(const ChannelSums<T>& sums, int thread, const Run<typename Operands
   }
 }
 
-template <class T>
-bool is_tail(const Run<typename Operands<T>::A>& run, const Geometry& g) {
-  return (run.first + run.groups) * kGroup > g.numel();
+// Two mask units from one bit an element: bytes in memory order whatever the machine's byte order.
+inline void store_units(uint8_t* units, uint32_t negative, uint32_t kept) {
+  const uint32_t clamped = ~kept;
+  units[0] = static_cast<uint8_t>(negative);
+  units[1] = static_cast<uint8_t>(clamped);
+  units[2] = static_cast<uint8_t>(negative >> 8);
+  units[3] = static_cast<uint8_t>(clamped >> 8);
 }
 
 template <class T, class Act>
@@ -292,72 +315,64 @@ void forward(const Epilogue& e, const T* x, T* y, uint8_t* mask, int threads) {
   using V = typename Operands<T>::V;
   const Operands<T> operands(e);
   const int64_t numel = e.geometry.numel();
-  const V alpha(e.alpha), gain(e.gain), limit(e.clamp);
+  const V alpha(e.alpha), gain(e.gain), limit(e.clamp), strength(operands.strength);
 
-  const auto kernel = [&](auto has_affine, auto has_mask, int64_t begin, int64_t end) {
+  const auto walk = [&](auto has_affine, auto has_mask, int64_t begin, int64_t end) {
     constexpr bool kAffine = decltype(has_affine)::value;
     constexpr bool kMask = decltype(has_mask)::value;
-    for_each_run(operands, begin, end, [&](const auto& run) {
-      const T* in = x + run.first * kGroup;
-      T* out = y + run.first * kGroup;
-      T padded_in[kGroup] = {}, padded_out[kGroup];
-      const bool tail = is_tail<T>(run, e.geometry);
-      const int64_t tail_count = numel - run.first * kGroup;
-      if (tail) {
-        std::memcpy(padded_in, in, tail_count * sizeof(T));
-        in = padded_in;
-        out = padded_out;
-      }
+    // Captured and taken by value: what is reached through a reference is reloaded after each store.
+    const auto groups = [alpha, gain, limit, strength](auto run, const T* in, T* out,
+                                                       uint8_t* units) {
+      const V lower = -limit, zero(0.0);
       for (int64_t k = 0; k < run.groups; ++k) {
-        uint32_t negative = 0, clamped = 0;
+        uint32_t negative = 0, kept = 0;
         for (int lane = 0; lane < kGroup; lane += V::lanes) {
           V v = load(in + k * kGroup + lane, V());
           if constexpr (kAffine) {
             v = V::load(run.scale + k * run.scale_step + lane) * v +
-                V::load(run.noise + k * run.noise_step + lane) * V(operands.strength);
+                V::load(run.noise + k * run.noise_step + lane) * strength;
           }
           v = v + V::load(run.bias + k * run.bias_step + lane);
           const V u = gain * Act::value(v, alpha);
           if constexpr (kMask) {
-            negative |= bits(v <= V(0.0)) << lane;
-            clamped |= bits(abs(u) <= limit) << lane;
+            negative |= bits(v <= zero) << lane;
+            kept |= bits(abs(u) <= limit) << lane;
           }
-          store(out + k * kGroup + lane, where(u > limit, limit, where(u < -limit, -limit, u)));
+          store(out + k * kGroup + lane, where(u > limit, limit, where(u < lower, lower, u)));
         }
-        if constexpr (kMask) {
-          clamped = ~clamped;
-          uint8_t units[4] = {static_cast<uint8_t>(negative), static_cast<uint8_t>(clamped),
-                              static_cast<uint8_t>(negative >> 8), static_cast<uint8_t>(clamped >> 8)};
-          int64_t bytes = 4;
-          if (tail) {
-            const uint32_t present = (1u << tail_count) - 1;
-            for (int byte = 0; byte < 4; ++byte) units[byte] &= present >> (byte / 2 * 8);
-            bytes = (tail_count + 7) / 8 * 2;
-          }
-          std::memcpy(mask + (run.first + k) * 4, units, bytes);
-        }
+        if constexpr (kMask) store_units(units + k * 4, negative, kept);
       }
-      if (tail) std::memcpy(y + run.first * kGroup, padded_out, tail_count * sizeof(T));
+    };
+    for_each_run(operands, numel, begin, end, [&](const auto& run) {
+      const int64_t first = run.first * kGroup;
+      const int64_t present = numel - first;
+      if (present >= kGroup) return groups(run, x + first, y + first, mask + run.first * 4);
+      T in[kGroup] = {}, out[kGroup];
+      uint8_t units[4];
+      std::memcpy(in, x + first, present * sizeof(T));
+      groups(run, in, out, units);
+      std::memcpy(y + first, out, present * sizeof(T));
+      for (int byte = 0; kMask && byte < (present + 7) / 8 * 2; ++byte)
+        mask[run.first * 4 + byte] = units[byte] & ((1u << present) - 1) >> (byte / 2 * 8);
     });
   };
 
   using Yes = std::true_type;
   using No = std::false_type;
-  const int64_t groups = (numel + kGroup - 1) / kGroup;
-  parallel(groups, threads, [&](int, int64_t begin, int64_t end) {
+  parallel((numel + kGroup - 1) / kGroup, threads, [&](int, int64_t begin, int64_t end) {
     if (operands.affine) {
-      mask ? kernel(Yes(), Yes(), begin, end) : kernel(Yes(), No(), begin, end);
+      mask ? walk(Yes(), Yes(), begin, end) : walk(Yes(), No(), begin, end);
     } else {
-      mask ? kernel(No(), Yes(), begin, end) : kernel(No(), No(), begin, end);
+      mask ? walk(No(), Yes(), begin, end) : walk(No(), No(), begin, end);
     }
   });
 }
 
-// The shape common to both backward maps: d(v) from derivative(run, in, k, lane, bits), dx = scale
-// d(v), and the channel sums. `inputs` are read whole vectors at a time, padded at the tail.
+// What both backward maps share: dx = scale d(v) and the channel sums. derivative(operands, run, in,
+// units, k, lane) returns d(v) of one vector; `in` and `units` point to the run's first group.
 template <class T, int kInputs, class Derivative>
-void backward(const Epilogue& e, const T* const (&inputs)[kInputs], T* dx, void* sum, int threads,
-              Derivative&& derivative) {
+void backward(const Epilogue& e, const T* const (&inputs)[kInputs], const uint8_t* mask, T* dx,
+              void* sum, int threads, Derivative&& derivative) {
   using V = typename Operands<T>::V;
   const Operands<T> operands(e);
   const int64_t numel = e.geometry.numel();
@@ -366,41 +381,50 @@ void backward(const Epilogue& e, const T* const (&inputs)[kInputs], T* dx, void*
   const int used = useful_threads(groups, threads);
   const ChannelSums<T> sums(operands.geometry, sum ? used : 0);
 
-  parallel(groups, threads, [&](int thread, int64_t begin, int64_t end) {
+  const auto walk = [&](auto has_scale, int thread, int64_t begin, int64_t end) {
     int64_t since_flush = 0;
-    for_each_run(operands, begin, end, [&](const auto& run) {
-      const T* in[kInputs];
-      T padded_in[kInputs][kGroup] = {}, padded_out[kGroup];
-      T* out = dx + run.first * kGroup;
-      const bool tail = is_tail<T>(run, e.geometry);
-      const int64_t tail_count = numel - run.first * kGroup;
-      for (int k = 0; k < kInputs; ++k) {
-        in[k] = inputs[k] ? inputs[k] + run.first * kGroup : nullptr;
-        if (tail && in[k]) {
-          std::memcpy(padded_in[k], in[k], tail_count * sizeof(T));
-          in[k] = padded_in[k];
+    const auto apply = [&](auto run, const T* const* in, const uint8_t* units, T* out) {
+      // A copy: what is reached through a reference is reloaded after each store.
+      const auto local = derivative;
+      const auto step = [=, &operands](int64_t k, int lane) {
+        const V dv = local(operands, run, in, units, k, lane);
+        if constexpr (decltype(has_scale)::value) {
+          store(out + k * kGroup + lane, V::load(run.scale + k * run.scale_step + lane) * dv);
+        } else {
+          store(out + k * kGroup + lane, dv);
         }
-      }
-      if (tail) out = padded_out;
-
-      const auto step = [&](int64_t k, int lane) {
-        const V dv = derivative(operands, run, in, k, lane);
-        V result = dv;
-        if (e.scale) result = V::load(run.scale + k * run.scale_step + lane) * dv;
-        store(out + k * kGroup + lane, result);
         return dv;
       };
-      if (sum) {
-        sum_run(sums, thread, run, rows, step);
-        since_flush += run.groups;
-        if (rows && since_flush >= kMaxRun * 4) sums.flush_row(thread), since_flush = 0;
+      if (sum) return sum_run(sums, thread, run, rows, step);
+      for (int64_t k = 0; k < run.groups; ++k)
+        for (int lane = 0; lane < kGroup; lane += V::lanes) step(k, lane);
+    };
+    for_each_run(operands, numel, begin, end, [&](const auto& run) {
+      const int64_t first = run.first * kGroup;
+      const int64_t present = numel - first;
+      const T* in[kInputs];
+      for (int k = 0; k < kInputs; ++k) in[k] = inputs[k] + first;
+      if (present >= kGroup) {
+        apply(run, in, mask + run.first * 4, dx + first);
       } else {
-        for (int64_t k = 0; k < run.groups; ++k)
-          for (int lane = 0; lane < kGroup; lane += V::lanes) step(k, lane);
+        T padded[kInputs][kGroup] = {}, out[kGroup];
+        uint8_t units[4] = {};
+        for (int k = 0; k < kInputs; ++k) {
+          std::memcpy(padded[k], in[k], present * sizeof(T));
+          in[k] = padded[k];
+        }
+        if (mask) std::memcpy(units, mask + run.first * 4, (present + 7) / 8 * 2);
+        apply(run, in, units, out);
+        std::memcpy(dx + first, out, present * sizeof(T));
       }
-      if (tail) std::memcpy(dx + run.first * kGroup, padded_out, tail_count * sizeof(T));
+      since_flush += run.groups;
+      if (sum && rows && since_flush >= kFlush) sums.flush_row(thread), since_flush = 0;
     });
     if (sum && rows) sums.flush_row(thread);
+  };
+  parallel(groups, threads, [&](int thread, int64_t begin, int64_t end) {
+    e.scale ? walk(std::true_type(), thread, begin, end)
+            : walk(std::false_type(), thread, begin, end);
   });
   if (sum) sums.write(e.geometry, used, sum);
 }
@@ -409,31 +433,31 @@ template <class T>
 void masked(const Epilogue& e, double negative_slope, const T* dy, const uint8_t* mask, T* dx,
             void* sum, int threads) {
   using V = typename Operands<T>::V;
-  const V positive(e.gain), negative(e.gain * negative_slope), zero(0.0);
-  const bool drops_negative = e.gain * negative_slope == 0;
-  const bool drops_positive = e.gain == 0;
   const T* const inputs[1] = {dy};
-  backward<T>(e, inputs, dx, sum, threads,
-              [&](const auto&, const auto& run, const T* const* in, int64_t k, int lane) {
-                const V d = load(in[0] + k * kGroup + lane, V());
-                const V above = drops_positive ? zero : positive * d;
-                if (!mask) return above;
-                const uint8_t* unit = mask + (run.first + k) * 4 + lane / 8 * 2;
-                uint32_t below_bits, clamped_bits;
-                if constexpr (V::lanes > 8) {
-                  // The last group of a buffer may have one unit only.
-                  const bool whole = (run.first + k) * kGroup + 8 < e.geometry.numel();
-                  below_bits = unit[0] | (whole ? unit[2] : 0u) << 8;
-                  clamped_bits = unit[1] | (whole ? unit[3] : 0u) << 8;
-                } else {
-                  const bool present = (run.first + k) * kGroup + lane < e.geometry.numel();
-                  below_bits = (present ? unit[0] : 0u) >> (lane & 7);
-                  clamped_bits = (present ? unit[1] : 0u) >> (lane & 7);
-                }
-                const V below = drops_negative ? zero : negative * d;
-                return where(mask_from_bits(clamped_bits, V()), zero,
-                             where(mask_from_bits(below_bits, V()), below, above));
-              });
+  const V zero(0.0), above(e.gain), below(e.gain * negative_slope);
+  // A factor of zero gives zero, also for an infinite dy.
+  const uint32_t drop_all = e.gain == 0 ? ~0u : 0u;
+  const uint32_t drop_negative = e.gain * negative_slope == 0 ? ~0u : 0u;
+  const auto with_mask = [=](const auto&, const auto&, const T* const* in, const uint8_t* units,
+                             int64_t k, int lane) {
+    const uint8_t* unit = units + k * 4 + lane / 8 * 2;
+    uint32_t negative = unit[0] >> (lane & 7), dropped = unit[1] >> (lane & 7);
+    if constexpr (V::lanes > 8) {
+      negative |= static_cast<uint32_t>(unit[2]) << 8;
+      dropped |= static_cast<uint32_t>(unit[3]) << 8;
+    }
+    dropped |= drop_all | (negative & drop_negative);
+    const V factor = where(mask_from_bits(negative, V()), below, above);
+    const V d = load(in[0] + k * kGroup + lane, V());
+    return where(mask_from_bits(dropped, V()), zero, factor * d);
+  };
+  const auto without_mask = [=](const auto&, const auto&, const T* const* in, const uint8_t*,
+                                int64_t k, int lane) {
+    const V d = load(in[0] + k * kGroup + lane, V());
+    return drop_all ? zero : above * d;
+  };
+  mask ? backward<T>(e, inputs, mask, dx, sum, threads, with_mask)
+       : backward<T>(e, inputs, mask, dx, sum, threads, without_mask);
 }
 
 template <class T, class Act>
@@ -441,29 +465,32 @@ void curved(const Epilogue& e, int order, const T* x, const T* dy, const T* h, T
             int threads) {
   using V = typename Operands<T>::V;
   const V alpha(e.alpha), gain(e.gain), limit(e.clamp), zero(0.0);
-  const auto run_order = [&](auto first_order) {
-    constexpr bool kFirst = decltype(first_order)::value;
-    const T* const inputs[3] = {x, dy, kFirst ? nullptr : h};
-    backward<T>(e, inputs, dx, sum, threads,
-                [&](const auto& operands, const auto& run, const T* const* in, int64_t k, int lane) {
-                  V v = load(in[0] + k * kGroup + lane, V());
-                  if (operands.affine) {
-                    v = V::load(run.scale + k * run.scale_step + lane) * v +
-                        V::load(run.noise + k * run.noise_step + lane) * V(operands.strength);
-                  }
-                  v = v + V::load(run.bias + k * run.bias_step + lane);
-                  const V d = load(in[1] + k * kGroup + lane, V());
-                  V factor;
-                  if constexpr (kFirst) {
-                    factor = d * Act::slope(v, alpha);
-                  } else {
-                    factor = d * load(in[2] + k * kGroup + lane, V()) * Act::curvature(v, alpha);
-                  }
-                  const V u = gain * Act::value(v, alpha);
-                  return where(abs(u) <= limit, gain * factor, zero);
-                });
+  const auto differentiate = [=](auto first_order, const auto& inputs) {
+    const auto derivative = [=](const auto& operands, const auto& run, const T* const* in,
+                                const uint8_t*, int64_t k, int lane) {
+      V v = load(in[0] + k * kGroup + lane, V());
+      if (operands.affine) {
+        v = V::load(run.scale + k * run.scale_step + lane) * v +
+            V::load(run.noise + k * run.noise_step + lane) * V(operands.strength);
+      }
+      v = v + V::load(run.bias + k * run.bias_step + lane);
+      V factor = load(in[1] + k * kGroup + lane, V());
+      if constexpr (decltype(first_order)::value) {
+        factor = factor * Act::slope(v, alpha);
+      } else {
+        factor = factor * load(in[2] + k * kGroup + lane, V()) * Act::curvature(v, alpha);
+      }
+      return where(abs(gain * Act::value(v, alpha)) <= limit, gain * factor, zero);
+    };
+    backward<T>(e, inputs, nullptr, dx, sum, threads, derivative);
   };
-  order == 1 ? run_order(std::true_type()) : run_order(std::false_type());
+  if (order == 1) {
+    const T* const inputs[2] = {x, dy};
+    differentiate(std::true_type(), inputs);
+  } else {
+    const T* const inputs[3] = {x, dy, h};
+    differentiate(std::false_type(), inputs);
+  }
 }
 
 template <class F>

@@ -33,10 +33,9 @@ constexpr int kLanes = 4;
 
 struct Float {
   using Scalar = float;
-  using Bits = int32_t;
   static constexpr int lanes = kLanes;
   typedef float Native __attribute__((vector_size(4 * kLanes)));
-  typedef int32_t Mask __attribute__((vector_size(4 * kLanes)));
+  typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
   typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
   typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 
@@ -64,18 +63,43 @@ inline Float operator-(Float a, Float b) { return a.v - b.v; }
 inline Float operator*(Float a, Float b) { return a.v * b.v; }
 inline Float operator/(Float a, Float b) { return a.v / b.v; }
 inline Float operator-(Float a) { return -a.v; }
-inline Float::Mask operator<(Float a, Float b) { return a.v < b.v; }
-inline Float::Mask operator>(Float a, Float b) { return a.v > b.v; }
-inline Float::Mask operator<=(Float a, Float b) { return a.v <= b.v; }
-inline Float::Mask operator==(Float a, Float b) { return a.v == b.v; }
-inline Float where(Float::Mask condition, Float a, Float b) { return condition ? a.v : b.v; }
-inline Float abs(Float a) { return (Float::Native)((Float::Mask)a.v & 0x7fffffff); }
+inline Float abs(Float a) { return (Float::Native)((Float::Integers)a.v & 0x7fffffff); }
+
+#if defined(__AVX512F__)
+
+struct Mask {
+  __mmask16 m;
+};
+
+#define STYLEGAN_FAST_COMPARE(op, predicate) \
+  inline Mask operator op(Float a, Float b) { \
+    return {_mm512_cmp_ps_mask((__m512)a.v, (__m512)b.v, predicate)}; \
+  }
+STYLEGAN_FAST_COMPARE(<, _CMP_LT_OQ)
+STYLEGAN_FAST_COMPARE(>, _CMP_GT_OQ)
+STYLEGAN_FAST_COMPARE(<=, _CMP_LE_OQ)
+STYLEGAN_FAST_COMPARE(==, _CMP_EQ_OQ)
+#undef STYLEGAN_FAST_COMPARE
+
+inline Float where(Mask condition, Float a, Float b) {
+  return (Float::Native)_mm512_mask_blend_ps(condition.m, (__m512)b.v, (__m512)a.v);
+}
+inline uint32_t bits(Mask mask) { return mask.m; }
+inline Mask mask_from_bits(uint32_t packed, Float) { return {static_cast<__mmask16>(packed)}; }
+
+#else
+
+using Mask = Float::Integers;
+
+inline Mask operator<(Float a, Float b) { return a.v < b.v; }
+inline Mask operator>(Float a, Float b) { return a.v > b.v; }
+inline Mask operator<=(Float a, Float b) { return a.v <= b.v; }
+inline Mask operator==(Float a, Float b) { return a.v == b.v; }
+inline Float where(Mask condition, Float a, Float b) { return condition ? a.v : b.v; }
 
 // One bit a lane.
-inline uint32_t bits(Float::Mask mask) {
-#if defined(__AVX512DQ__)
-  return _mm512_movepi32_mask((__m512i)mask);
-#elif defined(__AVX2__)
+inline uint32_t bits(Mask mask) {
+#if defined(__AVX2__)
   return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
 #elif defined(__SSE2__)
   return static_cast<uint32_t>(_mm_movemask_ps((__m128)mask));
@@ -86,15 +110,13 @@ inline uint32_t bits(Float::Mask mask) {
 #endif
 }
 
-inline Float::Mask mask_from_bits(uint32_t packed, Float) {
-#if defined(__AVX512DQ__)
-  return (Float::Mask)_mm512_movm_epi32(static_cast<__mmask16>(packed));
-#else
-  Float::Mask lane_bit;
+inline Mask mask_from_bits(uint32_t packed, Float) {
+  Mask lane_bit;
   for (int lane = 0; lane < kLanes; ++lane) lane_bit[lane] = 1 << lane;
-  return ((Float::Mask{} + static_cast<int32_t>(packed)) & lane_bit) != 0;
-#endif
+  return ((Mask{} + static_cast<int32_t>(packed)) & lane_bit) != 0;
 }
+
+#endif
 
 struct float16 {
   uint16_t bits;
@@ -179,7 +201,7 @@ inline void store(bfloat16* p, Float a) {
   const Float::Words word = (Float::Words)a.v;
   const Float::Words rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
   const Float::Words quiet = (word >> 16) | 0x40u;
-  const Float::Mask finite_or_infinite = a.v == a.v;
+  const Float::Integers finite_or_infinite = a.v == a.v;
   const Float::Words result = finite_or_infinite ? rounded : quiet;
   const Float::Halves halves = __builtin_convertvector(result, Float::Halves);
   std::memcpy(p, &halves, sizeof halves);
@@ -187,7 +209,6 @@ inline void store(bfloat16* p, Float a) {
 
 struct Double {
   using Scalar = double;
-  using Mask = bool;
   static constexpr int lanes = 1;
 
   double v;
@@ -221,7 +242,7 @@ inline Double tanh(Double a) { return Double(std::tanh(a.v)); }
 
 namespace detail {
 
-inline Float power_of_two(Float::Mask exponent) {
+inline Float power_of_two(Float::Integers exponent) {
   return (Float::Native)((exponent + 127) << 23);
 }
 
@@ -243,8 +264,8 @@ inline Exponential exponential(Float a) {
   p = p * r + Float(1.0 / 24);
   p = p * r + Float(1.0 / 6);
   p = p * r + Float(0.5);
-  const Float::Mask exponent = (Float::Mask)shifted.v - (Float::Mask)magic.v;
-  const Float::Mask low = exponent >> 1;
+  const Float::Integers exponent = (Float::Integers)shifted.v - (Float::Integers)magic.v;
+  const Float::Integers low = exponent >> 1;
   return {r + r * r * p, power_of_two(low), power_of_two(exponent - low)};
 }
 
@@ -265,13 +286,13 @@ inline Float expm1(Float a) {
 
 // a > 0 and finite; the activations call log only through log1p(exp(v)).
 inline Float log(Float a) {
-  const Float::Mask word = (Float::Mask)a.v;
-  Float::Mask exponent = ((word >> 23) & 0xff) - 127;
+  const Float::Integers word = (Float::Integers)a.v;
+  const Float::Integers exponent = ((word >> 23) & 0xff) - 127;
   Float m = (Float::Native)((word & 0x7fffff) | 0x3f800000);
-  const Float::Mask upper = m > Float(1.41421356237);
+  Float n = __builtin_convertvector(exponent, Float::Native);
+  const Mask upper = m > Float(1.41421356237);
   m = where(upper, m * Float(0.5), m);
-  exponent = upper ? exponent + 1 : exponent;
-  const Float n = __builtin_convertvector(exponent, Float::Native);
+  n = where(upper, n + Float(1.0), n);
   // atanh series: log m = 2 (s + s^3/3 + s^5/5 + ...), s = (m-1)/(m+1), |s| < 0.172
   const Float s = (m - Float(1.0)) / (m + Float(1.0));
   const Float s2 = s * s;

@@ -1,0 +1,27 @@
+PYTHON ?= python
+
+.PHONY: install test bench lint gpu info check clean
+
+install:
+	$(PYTHON) -m pip install -e ".[dev]"
+
+test:
+	pytest
+
+bench:
+	$(PYTHON) -m stylegan_fast bench
+
+lint:
+	ruff check . && ruff format --check . && mypy && $(PYTHON) tools/generate_activations.py --check
+
+gpu:
+	bash tools/gpu.sh
+
+info:
+	$(PYTHON) -m stylegan_fast info
+
+check:
+	$(PYTHON) -m stylegan_fast check
+
+clean:
+	rm -rf build dist *.egg-info stylegan_fast/_C.* stylegan_fast/_build.json bench-out

@@ -1,0 +1,395 @@
+"""The epilogue of every fused op (see csrc/epilogue.h for the contract of the three maps).
+
+    v = scale[n, c] * x + strength * noise[n, pixel] + b[c]
+    y = clamp(gain * act(v; alpha), -clamp, +clamp)
+
+A buffer is walked as a matrix [rows, cols] in memory order, in tiles of [ROWS, UNITS, 8]: 8
+elements are one unit of the mask and one wide memory access of a thread. What a row is:
+
+    planes   NCHW: a row is a plane, so bias and scale are one number a row.
+    pixels   NHWC: a row is FOLD pixels, so bias is one vector for all rows. FOLD is 8 where the
+             number of channels is odd and 8 pixels make whole units.
+    runs     any other memory order: a row is the longest run inside one plane and one sample.
+    flat     rows would end inside a unit, which only a kernel that writes a mask minds: one row.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .activations import curvature, slope, value
+
+_TILE = 2048  # elements: 16 for each thread of the default 4 warps
+_WAVE = 2048  # programs that fill the largest GPUs once
+
+
+class _Walk(NamedTuple):
+    """The last arguments of every kernel."""
+
+    rows: int
+    cols: int
+    col_tiles: int
+    channels: int
+    inner: int
+    pixels: int
+    LAYOUT: str
+    FOLD: int
+    ALIGNED: bool
+    WIDE: bool
+    ONE_SAMPLE: bool
+    STEPS: int
+    ROWS: int
+    UNITS: int
+
+    @property
+    def row_groups(self) -> int:
+        return triton.cdiv(self.rows, self.ROWS * self.STEPS)
+
+    @property
+    def grid(self) -> tuple[int]:
+        return (self.row_groups * self.col_tiles,)
+
+
+@functools.lru_cache(maxsize=4096)
+def _walk(
+    outer: int,
+    channels: int,
+    inner: int,
+    pixels: int,
+    per_sample: bool,
+    writes_mask: bool = False,
+    writes_sum: bool = False,
+) -> _Walk:
+    numel = outer * channels * inner
+    if not per_sample:
+        pixels = inner if inner > 1 else outer
+
+    fold = 1
+    if inner == 1:
+        layout = "pixels"
+        if channels % 8 and outer % 8 == 0 and pixels % 8 == 0:
+            fold = 8
+        cols = channels * fold
+    else:
+        layout = "planes" if pixels == inner else "runs"
+        cols = math.gcd(inner, pixels)
+    if writes_mask and cols % 8:
+        layout, cols = "flat", numel
+    rows = numel // cols
+
+    # The widest tile that leaves few units unused; a full warp is wide enough.
+    units = triton.cdiv(cols, 8)
+    narrowest = min(triton.next_power_of_2(units), 32)
+    widths = [width for width in (256, 128, 64, 32, 16, 8, 4, 2, 1) if width >= narrowest]
+    tile_units = min(widths, key=lambda width: triton.cdiv(units, width) * width)
+    tile_rows = 1 if layout == "flat" else _TILE // (8 * tile_units)
+
+    col_tiles = triton.cdiv(units, tile_units)
+    steps = 1
+    if writes_sum and layout == "pixels":
+        # Every program leaves one partial sum per channel, so it should see many rows.
+        programs = triton.cdiv(rows, tile_rows) * col_tiles
+        steps = next(count for count in (16, 4, 1) if count == 1 or programs >= count * _WAVE)
+    return _Walk(
+        rows,
+        cols,
+        col_tiles,
+        channels,
+        inner,
+        pixels,
+        layout,
+        fold,
+        cols % 8 == 0,
+        numel >= 2**31 - _TILE,
+        pixels % (tile_rows * fold) == 0,
+        steps,
+        tile_rows,
+        tile_units,
+    )
+
+
+# The sizes differ from layer to layer; specialising on them would compile each layer anew.
+_SIZES = ["rows", "cols", "col_tiles", "channels", "inner", "pixels"]
+
+
+@triton.jit
+def _tile(
+    row_tile, col_tile, rows, cols,
+    ALIGNED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    """Indices of a tile and what of it is inside; outside, they point at row 0 or column 0."""
+    units = tl.cdiv(cols, 8)
+    row = row_tile * ROWS + tl.arange(0, ROWS)[:, None, None]
+    unit = col_tile * UNITS + tl.arange(0, UNITS)[None, :, None]
+    lane = tl.arange(0, 8)[None, None, :]
+    unit_inside = (row < rows) & (unit < units)
+    row = tl.where(row < rows, row, 0)
+    unit = tl.where(unit < units, unit, 0)
+    word = row * units + unit
+    col = unit * 8 + lane
+    if ALIGNED:
+        inside = unit_inside
+        offset = word * 8 + lane
+    else:
+        inside = unit_inside & (col < cols)
+        col = tl.where(col < cols, col, 0)
+        offset = row * cols + col
+    return row, col, lane, word, offset, unit_inside, inside
+
+
+@triton.jit
+def _place(
+    row_tile, row, col, cols, channels, inner, pixels, LAYOUT: tl.constexpr, FOLD: tl.constexpr,
+    ALIGNED: tl.constexpr, ONE_SAMPLE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The channel, the index into scale, the pixel number over all samples and the pixel inside its
+    sample, each in the smallest shape that holds it."""
+    if ALIGNED:
+        cols = cols // 8 * 8  # tells the compiler that rows start on a unit
+    if LAYOUT == "planes":
+        channel = row % channels
+        style = row
+        position = row // channels * cols + col
+        pixel = col
+    elif LAYOUT == "pixels":
+        position = row * FOLD
+        if ONE_SAMPLE:
+            sample = row_tile * (ROWS * FOLD) // pixels
+        else:
+            sample = position // pixels
+        if FOLD == 1:
+            channel = col
+            style = sample * cols + col
+        else:
+            channel = col % channels
+            style = sample * channels + channel
+            position += col // channels
+        pixel = position - sample * pixels
+    else:
+        start = col if LAYOUT == "flat" else row * cols
+        plane = start // inner
+        channel = plane % channels
+        position = plane // channels * inner + start % inner
+        sample = position // pixels
+        style = sample * channels + channel
+        if LAYOUT == "runs":
+            position += col
+        pixel = position - sample * pixels
+    return channel, style, position, pixel
+
+
+@triton.jit
+def _lookup(pointer, index, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """pointer[index] without a change of layout between threads: one load for a row's number, and
+    one for each unit of a row of numbers."""
+    if index.shape[1] * index.shape[2] == 1:
+        numbers = tl.load(pointer + tl.reshape(index, [index.shape[0]]))[:, None, None]
+    else:
+        numbers = tl.load(pointer + tl.broadcast_to(index, [ROWS, UNITS, 8]))
+    return numbers
+
+
+@triton.jit
+def _affine(
+    v, scale, noise, strength, b, channel, style, position, pixel,
+    NOISE_PER_SAMPLE: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    if scale is not None:
+        v *= _lookup(scale, style, ROWS, UNITS)
+    if noise is not None:
+        z = _lookup(noise, position if NOISE_PER_SAMPLE else pixel, ROWS, UNITS)
+        if strength is not None:
+            z *= tl.load(strength)
+        v += z
+    if b is not None:
+        v += _lookup(b, channel, ROWS, UNITS).to(v.dtype)
+    return v
+
+
+@triton.jit
+def _store_sums(
+    workspace, sums, row_group, col_tile, rows, cols, col_tiles,
+    LAYOUT: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    """One number a column and program (pixels), or a row and program."""
+    if LAYOUT == "pixels":
+        col = col_tile * (UNITS * 8) + tl.arange(0, UNITS * 8)
+        by_col = tl.reshape(tl.sum(sums, axis=0), [UNITS * 8])
+        tl.store(workspace + (row_group * cols + col), by_col, col < cols)
+    else:
+        row = row_group * ROWS + tl.arange(0, ROWS)
+        by_row = tl.sum(tl.sum(sums, axis=2), axis=1)
+        tl.store(workspace + (row * col_tiles + col_tile), by_row, row < rows)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def epilogue_forward_kernel(
+    x, y, mask, scale, noise, strength, b, alpha, gain, clamp,
+    ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
+    rows, cols, col_tiles, channels, inner, pixels,
+    LAYOUT: tl.constexpr, FOLD: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    ONE_SAMPLE: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    program = tl.program_id(0).to(tl.int64 if WIDE else tl.int32)
+    row_tile = program // col_tiles
+    col_tile = program % col_tiles
+    row, col, lane, word, offset, unit_inside, inside = _tile(
+        row_tile, col_tile, rows, cols, ALIGNED, ROWS, UNITS
+    )
+    channel, style, position, pixel = _place(
+        row_tile, row, col, cols, channels, inner, pixels,
+        LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
+    )  # fmt: skip
+    v = tl.load(x + offset, inside).to(ACC)
+    v = _affine(
+        v, scale, noise, strength, b, channel, style, position, pixel,
+        NOISE_PER_SAMPLE, ROWS, UNITS,
+    )  # fmt: skip
+    u = gain * value(v, alpha, ACT)
+    if mask is not None:
+        bits = tl.where(v <= 0, 1 << lane, 0) + tl.where(tl.abs(u) <= clamp, 0, 256 << lane)
+        bits = tl.sum(tl.where(inside, bits, 0), axis=2, keep_dims=True)
+        tl.store(mask + word, bits.to(tl.int16), unit_inside)
+    if HAS_CLAMP:
+        u = tl.where(u > clamp, clamp, tl.where(u < -clamp, -clamp, u))
+    tl.store(y + offset, u.to(y.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def epilogue_masked_kernel(
+    dy, mask, dx, workspace, scale, negative_slope, gain,
+    rows, cols, col_tiles, channels, inner, pixels,
+    LAYOUT: tl.constexpr, FOLD: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    ONE_SAMPLE: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if dy.dtype.element_ty == tl.float64 else tl.float32
+    program = tl.program_id(0).to(tl.int64 if WIDE else tl.int32)
+    row_group = program // col_tiles
+    col_tile = program % col_tiles
+    sums = tl.zeros([ROWS, UNITS, 8], ACC)
+    for step in range(STEPS):
+        row_tile = row_group * STEPS + step
+        row, col, lane, word, offset, unit_inside, inside = _tile(
+            row_tile, col_tile, rows, cols, ALIGNED, ROWS, UNITS
+        )
+        factor = tl.full([], gain, ACC)
+        if mask is not None:
+            if ALIGNED:
+                bits = tl.load(mask + word, inside).to(tl.int32) >> lane
+            else:
+                bits = tl.load(mask + offset // 8, inside).to(tl.int32) >> (offset % 8)
+            factor = tl.where(bits & 1 != 0, negative_slope * factor, factor)
+            factor = tl.where(bits & 256 != 0, 0, factor)
+        dv = tl.load(dy + offset, inside).to(ACC)
+        dv = tl.where(factor == 0, 0, factor * dv)
+        if workspace is not None:
+            sums += tl.where(inside, dv, 0)
+        if scale is not None:
+            channel, style, position, pixel = _place(
+                row_tile, row, col, cols, channels, inner, pixels,
+                LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
+            )  # fmt: skip
+            dv *= _lookup(scale, style, ROWS, UNITS)
+        tl.store(dx + offset, dv.to(dx.dtype.element_ty), inside)
+    if workspace is not None:
+        _store_sums(
+            workspace, sums, row_group, col_tile, rows, cols, col_tiles, LAYOUT, ROWS, UNITS
+        )
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def epilogue_curved_kernel(
+    x, dy, h, dx, workspace, scale, noise, strength, b, alpha, gain, clamp,
+    ORDER: tl.constexpr, ACT: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
+    rows, cols, col_tiles, channels, inner, pixels,
+    LAYOUT: tl.constexpr, FOLD: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    ONE_SAMPLE: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    program = tl.program_id(0).to(tl.int64 if WIDE else tl.int32)
+    row_group = program // col_tiles
+    col_tile = program % col_tiles
+    sums = tl.zeros([ROWS, UNITS, 8], ACC)
+    for step in range(STEPS):
+        row_tile = row_group * STEPS + step
+        row, col, lane, word, offset, unit_inside, inside = _tile(
+            row_tile, col_tile, rows, cols, ALIGNED, ROWS, UNITS
+        )
+        channel, style, position, pixel = _place(
+            row_tile, row, col, cols, channels, inner, pixels,
+            LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
+        )  # fmt: skip
+        v = tl.load(x + offset, inside).to(ACC)
+        v = _affine(
+            v, scale, noise, strength, b, channel, style, position, pixel,
+            NOISE_PER_SAMPLE, ROWS, UNITS,
+        )  # fmt: skip
+        dv = tl.load(dy + offset, inside).to(ACC)
+        if ORDER == 1:
+            dv *= gain * slope(v, alpha, ACT)
+        else:
+            dv *= tl.load(h + offset, inside).to(ACC) * (gain * curvature(v, alpha, ACT))
+        dv = tl.where(tl.abs(gain * value(v, alpha, ACT)) <= clamp, dv, 0)
+        if workspace is not None:
+            sums += tl.where(inside, dv, 0)
+        if scale is not None:
+            dv *= _lookup(scale, style, ROWS, UNITS)
+        tl.store(dx + offset, dv.to(dx.dtype.element_ty), inside)
+    if workspace is not None:
+        _store_sums(
+            workspace, sums, row_group, col_tile, rows, cols, col_tiles, LAYOUT, ROWS, UNITS
+        )
+
+
+def _add_up(workspace: torch.Tensor, walk: _Walk, outer: int, total: torch.Tensor) -> None:
+    shape = (-1, walk.channels, 1) if walk.LAYOUT == "pixels" else (outer, walk.channels, -1)
+    torch.sum(workspace.view(shape), dim=(0, 2), out=total)
+
+
+def _workspace(walk: _Walk, total: torch.Tensor) -> torch.Tensor:
+    parts = walk.row_groups * walk.cols if walk.LAYOUT == "pixels" else walk.rows * walk.col_tiles
+    return total.new_empty(parts)
+
+
+def epilogue_forward(
+    x, y, mask, scale, noise, strength, b, geometry, act, alpha, gain, clamp
+):  # fmt: skip
+    """y = clamp(gain * act(v; alpha)), and the mask where it is not None."""
+    per_sample = scale is not None or noise is not None
+    walk = _walk(*geometry, per_sample, writes_mask=mask is not None)
+    epilogue_forward_kernel[walk.grid](
+        x, y, None if mask is None else mask.view(torch.int16), scale, noise, strength, b,
+        alpha, gain, clamp, act, clamp != math.inf, noise is not None and noise.ndim == 2, *walk,
+    )  # fmt: skip
+
+
+def epilogue_masked(dy, mask, dx, total, scale, geometry, negative_slope, gain):
+    """d(v) = dy * gain * (1 or negative_slope, 0 where clamped); dx = scale * d(v)."""
+    walk = _walk(*geometry, scale is not None, writes_sum=total is not None)
+    workspace = None if total is None else _workspace(walk, total)
+    epilogue_masked_kernel[walk.grid](
+        dy, None if mask is None else mask.view(torch.int16), dx, workspace, scale,
+        negative_slope, gain, *walk,
+    )  # fmt: skip
+    if total is not None:
+        _add_up(workspace, walk, geometry.outer, total)
+
+
+def epilogue_curved(
+    order, x, dy, h, dx, total, scale, noise, strength, b, geometry, act, alpha, gain, clamp
+):
+    """d(v) = dy * gain * act'(v), or dy * h * gain * act''(v) for order 2; dx = scale * d(v)."""
+    per_sample = scale is not None or noise is not None
+    walk = _walk(*geometry, per_sample, writes_sum=total is not None)
+    workspace = None if total is None else _workspace(walk, total)
+    epilogue_curved_kernel[walk.grid](
+        x, dy, h, dx, workspace, scale, noise, strength, b, alpha, gain, clamp,
+        order, act, noise is not None and noise.ndim == 2, *walk,
+    )  # fmt: skip
+    if total is not None:
+        _add_up(workspace, walk, geometry.outer, total)

@@ -1,0 +1,60 @@
+"""Argument checks shared by the public ops. A message names the argument, its value, the way out."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import torch
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_tensor(name: str, x: object, *ranks: int) -> None:
+    """x is a floating-point tensor, of one of `ranks` if any is given."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name}.dtype={x.dtype} is not supported; "
+            f"convert {name} to float32, float16, bfloat16 or float64"
+        )
+    if ranks and x.ndim not in ranks:
+        raise ValueError(
+            f"{name} must have {' or '.join(map(str, ranks))} dimensions, "
+            f"got {name}.shape={tuple(x.shape)}"
+        )
+
+
+def check_device(name: str, t: torch.Tensor, x: torch.Tensor) -> None:
+    """t lives where x lives."""
+    if t.device != x.device:
+        raise ValueError(
+            f"{name}.device={t.device} but x.device={x.device}; use {name}.to(x.device)"
+        )
+
+
+def check_same(name: str, t: torch.Tensor, x: torch.Tensor) -> None:
+    """t has the device and the dtype of x."""
+    check_device(name, t, x)
+    if t.dtype != x.dtype:
+        raise TypeError(f"{name}.dtype={t.dtype} but x.dtype={x.dtype}; use {name}.to(x.dtype)")
+
+
+def as_int(name: str, value: object, minimum: int | None = None) -> int:
+    """value, a Python or NumPy integer not below `minimum`, as an int."""
+    if not isinstance(value, (int, numbers.Integral)) or isinstance(value, bool):
+        raise TypeError(f"{name} takes integers, got {value!r}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def check_number(name: str, value: object, minimum: float | None = None) -> None:
+    """value is a finite Python or NumPy real number, not below `minimum`."""
+    if not isinstance(value, (int, float, numbers.Real)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {name}={value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {name}={value!r}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {name}={value!r}")

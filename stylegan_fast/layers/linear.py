@@ -1,0 +1,57 @@
+"""The fully connected layer of the StyleGAN2 networks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..activations import activation as lookup_activation
+from ..ops import bias_act
+
+
+class FullyConnectedLayer(nn.Module):
+    """y = act(x (weight · lr_multiplier / √in)ᵀ + bias · lr_multiplier).
+
+    Equalised learning rate: the parameters weight [out, in] ~ N(0, 1) / lr_multiplier and
+    bias [out] = bias_init are stored unscaled and scaled at run time. An activation brings its
+    default gain (√2 for lrelu).
+
+    x [..., in] -> y [..., out], in the dtype of x. Differentiable twice, as `bias_act` is; to any
+    order where the activation is linear. KeyError for an unknown activation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str = "linear",
+        lr_multiplier: float = 1,
+        bias_init: float = 0,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.activation = lookup_activation(activation).name
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full([out_features], float(bias_init))) if bias else None
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype) * self.weight_gain
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if bias is not None and self.bias_gain != 1:
+            bias = bias * self.bias_gain
+        if self.activation == "linear":
+            return linear(x, weight, bias)
+        return bias_act(linear(x, weight), bias, dim=x.ndim - 1, act=self.activation)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, "
+            f"activation={self.activation!r}, lr_multiplier={self.bias_gain:g}"
+        )

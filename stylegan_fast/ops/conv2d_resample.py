@@ -1,0 +1,108 @@
+"""Convolution with optional FIR up- and downsampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .._checks import as_int, check_device, check_same, check_tensor
+from ..backends import select
+from ..reference.conv2d_resample import conv2d_resample as reference_conv2d_resample
+from ..reference.conv2d_resample import output_size
+from ..reference.upfirdn2d import autocast_enabled
+from ..weight_gradients import skippable
+from .upfirdn2d import (
+    _get_filter_size,
+    _parse_padding,
+    check_filter,
+    check_image,
+    check_output_size,
+)
+
+
+def conv2d_resample(
+    x: torch.Tensor,  # [N, I, H, W]
+    w: torch.Tensor,  # [O, I / groups, kh, kw]
+    f: torch.Tensor | None = None,  # [fh, fw] or [taps]
+    up: int = 1,
+    down: int = 1,
+    padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    flip_weight: bool = True,
+    flip_filter: bool = False,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """y = down(f * (w ⋆ (up**2 f * up(pad(x)))))
+
+    upsample x with the filter f (if up > 1), correlate it with w, downsample it with f (if
+    down > 1). All padding happens once, before the first filter: the user's, and what keeps each
+    resampling centred, so that with padding = k // 2 and odd k the output is `[N, O, H * up / down,
+    W * up / down]`.
+
+    Args:
+        x: `[N, I, H, W]`, float64, float32, float16 or bfloat16; N may be 0.
+        w: `[O, I / groups, kh, kw]`, dtype and device of x.
+        f: filter `[fh, fw]`, `[taps]` or None, the identity, as in `upfirdn2d`. Not applied where
+            up = down = 1.
+        up, down: factors of both axes.
+        padding: of the upsampled image: number, `[x, y]` or `[x0, x1, y0, y1]`; negative crops.
+        groups: as in `torch.nn.functional.conv2d`.
+        flip_weight: True correlates, as `conv2d` does; False rotates w by 180 degrees first.
+        flip_filter: as in `upfirdn2d`.
+        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'.
+
+    Returns:
+        `[N, O, H', W']`, dtype and memory format (NCHW or channels_last) of x.
+
+    Gradients: any order with respect to x and w, none with respect to f;
+    `no_weight_gradients()` skips those of w.
+
+    Autocast: x and w may differ in dtype; the convolution runs in, and y has, the autocast dtype,
+    as `conv2d`'s. The FIR filters compute in float32 all the same.
+
+    Raises:
+        TypeError: x, w or f is not a floating-point tensor, w has another dtype than x, or up,
+            down, groups or padding holds something else than ints.
+        ValueError: wrong rank, channels, factor or device, or an output without pixels.
+        NotImplementedError: f requires a gradient.
+        RuntimeError: the explicitly chosen backend cannot run this.
+
+    The originals' `conv2d_resample`.
+    """
+    check_image("x", x)
+    check_tensor("w", w, 4)
+    check_filter("f", f, x)
+    check_device("w", w, x)
+    if not autocast_enabled(x):
+        check_same("w", w, x)
+    up = as_int("up", up, minimum=1)
+    down = as_int("down", down, minimum=1)
+    groups = as_int("groups", groups, minimum=1)
+    padding = _parse_padding(padding)
+    _check_channels(x, w, groups)
+    check_resampled_size(x, w, f, up, down, padding)
+    select("conv2d_resample", x, backend)
+    return reference_conv2d_resample(
+        x, skippable(w), f, up, down, padding, groups, flip_weight, flip_filter
+    )
+
+
+def _check_channels(x: torch.Tensor, w: torch.Tensor, groups: int) -> None:
+    outputs, inputs = w.shape[:2]
+    if 0 in w.shape or inputs * groups != x.shape[1] or outputs % groups:
+        raise ValueError(
+            f"w must be [O, I / groups, kh, kw] with I = {x.shape[1]} channels of x, {groups=} and O "
+            f"a multiple of groups, got w.shape={tuple(w.shape)}"
+        )
+
+
+def check_resampled_size(x, w, f, up, down, padding) -> tuple[int, int]:
+    """(H, W) of the output; ValueError if it has no pixel."""
+    size, kernel, taps = tuple(x.shape[2:]), tuple(w.shape[2:]), _get_filter_size(f)
+    output = output_size(size, kernel, taps, up, down, padding)
+    check_output_size(
+        output, image=size, kernel=kernel, filter=taps[::-1], up=up, down=down, padding=padding
+    )
+    return output

@@ -1,0 +1,149 @@
+"""The convolution of the StyleGAN2 and StyleGAN3 generators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .._checks import as_int, check_device, check_number, check_tensor
+from ..backends import select
+from ..reference.modulated_conv2d import modulated_conv2d as reference_modulated_conv2d
+from ..weight_gradients import skippable
+from .bias_act import bias_act
+from .conv2d_resample import check_resampled_size
+from .upfirdn2d import _parse_padding, check_filter, check_image
+
+
+def modulated_conv2d(
+    x: torch.Tensor,  # [N, I, H, W]
+    weight: torch.Tensor,  # [O, I, kh, kw]
+    styles: torch.Tensor,  # [N, I]
+    noise: torch.Tensor | None = None,  # broadcasts to the output [N, O, H', W']
+    up: int = 1,
+    down: int = 1,
+    padding: int | Sequence[int] = 0,
+    resample_filter: torch.Tensor | None = None,  # [fh, fw] or [taps]
+    demodulate: bool = True,
+    flip_weight: bool = True,
+    fused_modconv: bool = True,
+    *,
+    input_gain: float | torch.Tensor | None = None,  # [], [I] or [N, I]
+    bias: torch.Tensor | None = None,  # [O]
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """y[n,o] = d[n,o] * sum over i of conv2d_resample(styles[n,i] * x[n,i], weight[o,i]) + noise
+
+        d[n,o] = (sum over i, ky, kx of (weight[o,i,ky,kx] * styles[n,i])^2 + 1e-8)^-1/2
+
+    with d = 1 where demodulate is False, followed by `bias_act(y, bias, act, alpha, gain, clamp)`.
+
+    The StyleGAN3 form is chosen by an `input_gain` g: with demodulate, every weight[o] is divided by
+    its root mean square and styles by theirs over the whole batch (one number), d follows from
+    those, and then styles is multiplied by g. Without demodulate that leaves styles * g. The
+    divisions cancel in y except for the relative size of the 1e-8, so the two forms agree to about
+    1e-8 / mean(weight^2 styles^2); a StyleGAN3 call without a gain is reproduced to the last bits by
+    `input_gain=1`.
+
+    Args:
+        x: `[N, I, H, W]`, float64, float32, float16 or bfloat16; N may be 0.
+        weight: `[O, I, kh, kw]`; styles: `[N, I]`. They may be wider than x: d is computed in
+            float32 at least, the convolution in x's dtype.
+        noise: anything that broadcasts to y, such as `[N, 1, H', W']` or `[H', W']`, or None.
+        up, down, padding, resample_filter, flip_weight: as in `conv2d_resample`.
+        fused_modconv: True makes one weight per sample and convolves them in one grouped
+            convolution; False scales x before and y after one shared convolution. Equal up to
+            rounding.
+        input_gain: number, `[]`, `[I]` or `[N, I]`; see above.
+        bias: `[O]` or None; act, alpha, gain, clamp: as in `bias_act`.
+        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'.
+
+    Returns:
+        `[N, O, H', W']`, dtype and memory format (NCHW or channels_last) of x.
+
+    float16 with demodulate: weight[o] is divided by sqrt(I kh kw) max|weight[o]| and styles[n] by
+    max|styles[n]| before anything else, against overflow; both cancel. A row of zeros stays zero,
+    in all forms and dtypes.
+
+    Gradients: any order with respect to x, weight, styles, noise and input_gain (what bias_act
+    supports, if it follows); none with respect to resample_filter. `no_weight_gradients()` skips
+    those of weight.
+
+    Autocast: the convolution runs in, and y has, the autocast dtype, as `conv2d`'s; d stays float32.
+
+    Raises:
+        TypeError: x, weight, styles, noise or bias is not a floating-point tensor, or up, down or
+            padding holds something else than ints.
+        ValueError: wrong shape, factor or device, or an output without pixels.
+        KeyError: unknown act. NotImplementedError: resample_filter requires a gradient.
+        RuntimeError: the explicitly chosen backend cannot run this.
+
+    The originals' `modulated_conv2d` of both families (Karras et al., "Analyzing and Improving the
+    Image Quality of StyleGAN", 2020; "Alias-Free Generative Adversarial Networks", 2021).
+    """
+    check_image("x", x)
+    check_filter("resample_filter", resample_filter, x)
+    up = as_int("up", up, minimum=1)
+    down = as_int("down", down, minimum=1)
+    padding = _parse_padding(padding)
+    check_tensor("weight", weight, 4)
+    _check_operand("weight", weight, x, (weight.shape[0], x.shape[1], *weight.shape[2:]))
+    _check_operand("styles", styles, x, tuple(x.shape[:2]))
+    if 0 in weight.shape:
+        raise ValueError(f"weight must not be empty, got weight.shape={tuple(weight.shape)}")
+    size = check_resampled_size(x, weight, resample_filter, up, down, padding)
+    if noise is not None:
+        _check_broadcastable("noise", noise, x, (x.shape[0], weight.shape[0], *size))
+    if isinstance(input_gain, torch.Tensor):
+        _check_broadcastable("input_gain", input_gain, x, tuple(x.shape[:2]))
+    elif input_gain is not None:
+        check_number("input_gain", input_gain)
+    if bias is not None:
+        _check_operand("bias", bias, x, (weight.shape[0],))
+
+    select("modulated_conv2d", x, backend)
+    y = reference_modulated_conv2d(
+        x,
+        skippable(weight),
+        styles,
+        noise,
+        up,
+        down,
+        padding,
+        resample_filter,
+        demodulate,
+        flip_weight,
+        fused_modconv,
+        input_gain=input_gain,
+    )
+    bias = None if bias is None else bias.to(y.dtype)
+    return bias_act(y, bias, 1, act, alpha, gain, clamp, backend=backend)
+
+
+def _check_operand(name: str, t: object, x: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """t is a floating-point tensor of this shape on x's device."""
+    check_tensor(name, t)
+    if t.shape != shape:
+        raise ValueError(
+            f"{name} must have the shape {shape} for x.shape={tuple(x.shape)}, "
+            f"got {name}.shape={tuple(t.shape)}"
+        )
+    check_device(name, t, x)
+
+
+def _check_broadcastable(name: str, t: object, x: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """t is a floating-point tensor on x's device that broadcasts to this shape."""
+    check_tensor(name, t)
+    sizes = tuple(t.shape)
+    if len(sizes) > len(shape) or any(
+        a not in (1, b) for a, b in zip(reversed(sizes), reversed(shape))
+    ):
+        raise ValueError(
+            f"{name} must broadcast to {shape} for x.shape={tuple(x.shape)}, "
+            f"got {name}.shape={sizes}"
+        )
+    check_device(name, t, x)

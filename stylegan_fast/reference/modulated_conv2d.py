@@ -1,0 +1,106 @@
+"""modulated_conv2d out of PyTorch's own operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .bias_act import bias_act
+from .conv2d_resample import conv2d_resample
+from .upfirdn2d import autocast_enabled, memory_format_of, without_autocast
+
+
+def _conv_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which a convolution of x runs."""
+    if x.dtype == torch.float64 or not autocast_enabled(x):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def _divided(t: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """t / size, but t where size is 0."""
+    return t / torch.where(size > 0, size, 1)
+
+
+def _divided_by_rms(t: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+    mean_square = t.square().mean(dims, keepdim=True)
+    return t * torch.where(mean_square > 0, mean_square, 1).rsqrt()
+
+
+def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """d[n,o] = (sum over i, ky, kx of (weight[o,i,ky,kx] * styles[n,i])^2 + 1e-8)^-1/2"""
+    energy = weight.square().sum([2, 3])
+    return (styles.square() @ energy.t() + 1e-8).rsqrt()
+
+
+def modulated_conv2d(
+    x: torch.Tensor,  # [N, I, H, W]
+    weight: torch.Tensor,  # [O, I, kh, kw]
+    styles: torch.Tensor,  # [N, I]
+    noise: torch.Tensor | None = None,  # broadcasts to the output [N, O, H', W']
+    up: int = 1,
+    down: int = 1,
+    padding: int | Sequence[int] = 0,
+    resample_filter: torch.Tensor | None = None,  # [fh, fw] or [taps]
+    demodulate: bool = True,
+    flip_weight: bool = True,
+    fused_modconv: bool = True,
+    *,
+    input_gain: float | torch.Tensor | None = None,  # [], [I] or [N, I]
+    bias: torch.Tensor | None = None,  # [O]
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> torch.Tensor:
+    """See `stylegan_fast.ops.modulated_conv2d`."""
+    n, i, h, w = x.shape
+    # The statistics: float32 at least, also under autocast.
+    dtype = torch.promote_types(torch.promote_types(weight.dtype, styles.dtype), torch.float32)
+    scaled_weight, before, after = weight.to(dtype), styles.to(dtype), None
+    if demodulate:
+        with without_autocast(x):
+            if input_gain is not None:
+                scaled_weight = _divided_by_rms(scaled_weight, [1, 2, 3])
+                before = _divided_by_rms(before, [0, 1])
+            elif _conv_dtype(x) == torch.float16:
+                # Against overflow. These factors cancel in the result, so they are constants.
+                fan_in = weight[0].numel()
+                largest = scaled_weight.detach().abs().amax([1, 2, 3], keepdim=True)
+                scaled_weight = _divided(scaled_weight, largest * fan_in**0.5)
+                before = _divided(before, before.detach().abs().amax(1, keepdim=True))
+            after = demodulation(scaled_weight, before)
+    if isinstance(input_gain, torch.Tensor):
+        input_gain = input_gain.to(dtype)
+    if input_gain is not None:
+        before = before * input_gain
+
+    resampling = (resample_filter, up, down, padding)
+    if fused_modconv and n > 0:
+        scale = before[:, None] if after is None else before[:, None] * after[:, :, None]
+        kernels = scaled_weight * scale[..., None, None]  # [N, O, I, kh, kw]
+        y = conv2d_resample(
+            x.reshape(1, n * i, h, w),
+            kernels.flatten(0, 1).to(x.dtype),
+            *resampling,
+            groups=n,
+            flip_weight=flip_weight,
+        )
+        y = y.reshape(n, -1, *y.shape[2:])
+        y = y if noise is None else y + noise.to(y.dtype)
+    else:
+        x_scaled = x * before.to(x.dtype)[:, :, None, None]
+        y = conv2d_resample(
+            x_scaled, scaled_weight.to(x.dtype), *resampling, flip_weight=flip_weight
+        )
+        noise = None if noise is None else noise.to(y.dtype)
+        if after is not None:
+            after = after.to(y.dtype)[:, :, None, None]
+            y = y * after if noise is None else torch.addcmul(noise, y, after)
+        elif noise is not None:
+            y = y + noise
+
+    y = y.contiguous(memory_format=memory_format_of(x))
+    bias = None if bias is None else bias.to(y.dtype)
+    return bias_act(y, bias, 1, act, alpha, gain, clamp)

@@ -1,0 +1,152 @@
+"""upfirdn2d out of PyTorch's own convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+
+from .._checks import as_int
+
+
+def _values(value: object) -> tuple:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def parse_scaling(scaling: int | Sequence[int], name: str = "scaling") -> tuple[int, int]:
+    """(x, y) of a factor or a pair [x, y]."""
+    values = [as_int(name, v, minimum=1) for v in _values(scaling)]
+    if len(values) not in (1, 2):
+        raise ValueError(f"{name} must be a factor or [x, y], got {name}={scaling!r}")
+    return values[0], values[-1]
+
+
+def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """(x0, x1, y0, y1) = left, right, top, bottom of a number, a pair [x, y] or all four."""
+    values = [as_int("padding", v) for v in _values(padding)]
+    if len(values) not in (1, 2, 4):
+        raise ValueError(
+            f"padding must be a number, [x, y] or [x0, x1, y0, y1], got {padding=}"
+        )
+    x0, x1, y0, y1 = values if len(values) == 4 else (values[0],) * 2 + (values[-1],) * 2
+    return x0, x1, y0, y1
+
+
+def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
+    """(fw, fh) of a filter; None is the identity, a 1-D filter runs along both axes."""
+    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+
+
+def centring(taps: int, up: int = 1, down: int = 1) -> tuple[int, int]:
+    """The padding (before, after) of one axis that keeps a resampled image centred."""
+    return (taps - down + up) // 2, (taps - down - up + 1) // 2
+
+
+def output_size(
+    size: Sequence[int],  # (H, W)
+    filter_size: tuple[int, int],
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+) -> tuple[int, int]:
+    """(H, W) of upfirdn2d's result; everything but `size` is x before y."""
+    (h, w), (fw, fh), (ux, uy), (dx, dy), (x0, x1, y0, y1) = size, filter_size, up, down, padding
+    return (h * uy + y0 + y1 - fh) // dy + 1, (w * ux + x0 + x1 - fw) // dx + 1
+
+
+def memory_format_of(x: torch.Tensor) -> torch.memory_format:
+    """The format PyTorch gives to the result of an operator on x (its suggest_memory_format)."""
+    if x.stride(1) == 0:
+        return torch.contiguous_format
+    least = 0
+    for dim in (1, 3, 2, 0):
+        size, stride = x.shape[dim], x.stride(dim)
+        if size == 0 or stride < least or (dim == 0 and least == x.stride(1)):
+            return torch.contiguous_format
+        least = stride * size
+    return torch.channels_last
+
+
+def autocast_enabled(x: torch.Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(x: torch.Tensor) -> AbstractContextManager:
+    """Inside, operators on x's device compute in the dtypes they are given."""
+    return torch.autocast(x.device.type, enabled=False) if autocast_enabled(x) else nullcontext()
+
+
+def _pad_or_crop(x: torch.Tensor, left: int, right: int, top: int, bottom: int) -> torch.Tensor:
+    # Zeros first: a crop may reach beyond the image into the padding of the other side.
+    if max(left, right, top, bottom) > 0:
+        x = F.pad(x, [max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)])
+    h, w = x.shape[2:]
+    return x[:, :, max(-top, 0) : h - max(-bottom, 0), max(-left, 0) : w - max(-right, 0)]
+
+
+def resampled_conv2d(
+    x: torch.Tensor,  # [N, I, H, W]
+    w: torch.Tensor,  # [O, I / groups, kh, kw]
+    up: tuple[int, int] = (1, 1),
+    down: tuple[int, int] = (1, 1),
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    groups: int = 1,
+    flip: bool = False,
+) -> torch.Tensor:
+    """Zero-stuff x by `up`, pad or crop, correlate with w (rotated if `flip`), keep every down-th."""
+    (ux, uy), (dx, dy), (x0, x1, y0, y1) = up, down, padding
+    if up == (1, 1):
+        w = w.flip((2, 3)) if flip else w
+        if x0 == x1 >= 0 and y0 == y1 >= 0:
+            return F.conv2d(x, w, stride=(dy, dx), padding=(y0, x0), groups=groups)
+        return F.conv2d(_pad_or_crop(x, *padding), w, stride=(dy, dx), groups=groups)
+
+    # A transposed convolution skips the stuffed zeros. It gives the full convolution, (W - 1) ux + kw
+    # samples that begin kw - 1 before the image; the padding says which of them are wanted.
+    o, i, kh, kw = w.shape
+    w = w if flip else w.flip((2, 3))
+    w = w.reshape(groups, o // groups, i, kh, kw).transpose(1, 2).reshape(-1, o // groups, kh, kw)
+    left, right, top, bottom = x0 - kw + 1, x1 - kw + ux, y0 - kh + 1, y1 - kh + uy
+    crop_x, crop_y = max(0, min(-left, -right)), max(0, min(-top, -bottom))
+    y = F.conv_transpose2d(x, w, stride=(uy, ux), padding=(crop_y, crop_x), groups=groups)
+    y = _pad_or_crop(y, left + crop_x, right + crop_x, top + crop_y, bottom + crop_y)
+    return y[:, :, ::dy, ::dx]
+
+
+def upfirdn2d(
+    x: torch.Tensor,  # [N, C, H, W]
+    f: torch.Tensor | None,  # [fh, fw] or [taps]
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> torch.Tensor:
+    """See `stylegan_fast.ops.upfirdn2d`. 16-bit types compute in float32 and round once."""
+    ux, uy = parse_scaling(up, "up")
+    dx, dy = parse_scaling(down, "down")
+    x0, x1, y0, y1 = parse_padding(padding)
+
+    if f is None:
+        n, c, h, w = x.shape
+        y = F.pad(x.reshape(n, c, h, 1, w, 1), [0, ux - 1, 0, 0, 0, uy - 1])
+        y = _pad_or_crop(y.reshape(n, c, h * uy, w * ux), x0, x1, y0, y1)[:, :, ::dy, ::dx] * gain
+    else:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        y, f = x.to(dtype), f.to(dtype)
+        if f.ndim == 2:
+            passes = [(f * gain, (ux, uy), (dx, dy), (x0, x1, y0, y1))]
+        else:
+            passes = [
+                (f[None, :] * gain, (ux, 1), (dx, 1), (x0, x1, 0, 0)),
+                (f[:, None], (1, uy), (1, dy), (0, 0, y0, y1)),
+            ]
+        channels = x.shape[1]
+        with without_autocast(x):
+            for taps, *resampling in passes:
+                kernel = taps.expand(channels, 1, *taps.shape)
+                y = resampled_conv2d(y, kernel, *resampling, channels, not flip_filter)
+    return y.to(x.dtype).contiguous(memory_format=memory_format_of(x))
