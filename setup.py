@@ -137,7 +137,7 @@ def write_ninja_file(info, headers):
 
     host, cuda = info["cpu"], info["cuda"]
     cxx = [*host["command"], *host["flags"]]
-    # Hiding the symbols of static libraries keeps them apart from those of the libraries torch loads.
+    # The symbols of static libraries stay hidden: torch loads other versions of the same ones.
     shared = ["-shared", "-Wl,--exclude-libs,ALL"]
     if sys.platform == "darwin":
         shared = ["-bundle", "-undefined", "dynamic_lookup"]

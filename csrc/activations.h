@@ -117,7 +117,7 @@ struct Softplus {
   }
   template <class T>
   STYLEGAN_FAST_HD static T curvature(T v, T /*alpha*/) {
-    return where(v > T(20), T(0), sigmoid(v) * sigmoid(-v));
+    return where(v < T(20), sigmoid(v) * sigmoid(-v), T(0));
   }
 };
 

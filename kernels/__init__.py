@@ -5,7 +5,7 @@ The directory is installed as `stylegan_fast.kernels`; only the backend `triton`
 
 if __name__ != "stylegan_fast.kernels":
     raise ImportError(
-        f"this directory is the package stylegan_fast.kernels, but it was imported as {__name__!r}; "
-        "run `pip install -e .` and import stylegan_fast.kernels, or, if you want the unrelated "
-        "package of that name, take this repository's root off sys.path"
+        f"imported as {__name__!r}, but this directory is the package stylegan_fast.kernels: "
+        "install the repository (pip install -e .) and import that; if you meant the unrelated "
+        "package named kernels, take the root of this repository off sys.path"
     )

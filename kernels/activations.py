@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .math import expm1, log1p, sigmoid, square, tanh  # noqa: F401
+from .math import expm1, log1p, sigmoid, square, tanh
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def curvature(v, alpha, ACT: tl.constexpr):
     elif ACT == 7:  # selu
         result = tl.where(v < 0, 1.7580993408473768 * tl.exp(v), 0)
     elif ACT == 8:  # softplus
-        result = tl.where(v > 20, 0, sigmoid(v) * sigmoid(-v))
+        result = tl.where(v < 20, sigmoid(v) * sigmoid(-v), 0)
     elif ACT == 9:  # swish
         result = sigmoid(v) * sigmoid(-v) * (2 + v * (1 - 2 * sigmoid(v)))
     else:

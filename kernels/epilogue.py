@@ -1,16 +1,19 @@
-"""The epilogue of every fused op (see csrc/epilogue.h for the contract of the three maps).
+"""The epilogue of every fused op; csrc/epilogue.h states the contract of the three maps.
 
     v = scale[n, c] * x + strength * noise[n, pixel] + b[c]
     y = clamp(gain * act(v; alpha), -clamp, +clamp)
 
 A buffer is walked as a matrix [rows, cols] in memory order, in tiles of [ROWS, UNITS, 8]: 8
-elements are one unit of the mask and one wide memory access of a thread. What a row is:
+elements are one unit of the mask and one or two wide memory accesses of a thread. A row is
 
-    planes   NCHW: a row is a plane, so bias and scale are one number a row.
-    pixels   NHWC: a row is FOLD pixels, so bias is one vector for all rows. FOLD is 8 where the
-             number of channels is odd and 8 pixels make whole units.
-    runs     any other memory order: a row is the longest run inside one plane and one sample.
-    flat     rows would end inside a unit, which only a kernel that writes a mask minds: one row.
+    planes   NCHW: one plane, so bias and scale are one number a row.
+    pixels   NHWC: FOLD pixels, so the bias is the same vector in every row. FOLD is 8 where one
+             pixel is not whole units but 8 pixels never straddle a sample.
+    runs     other memory orders with per-sample operands: the longest run in one plane and sample.
+    flat     all there is, where the kernel writes a mask and rows would end inside a unit.
+
+Arithmetic is in float32. float64 is for the interpreter, which keeps Python's floats; on a GPU
+Triton passes alpha, gain and clamp as float32.
 """
 
 import functools
@@ -81,17 +84,16 @@ def _walk(
         layout, cols = "flat", numel
     rows = numel // cols
 
-    # The widest tile that leaves few units unused; a full warp is wide enough.
+    # The tile that leaves the fewest units unused, of those the widest; a warp is wide enough.
     units = triton.cdiv(cols, 8)
-    narrowest = min(triton.next_power_of_2(units), 32)
-    widths = [width for width in (256, 128, 64, 32, 16, 8, 4, 2, 1) if width >= narrowest]
+    widths = [256, 128, 64, 32] if units > 16 else [triton.next_power_of_2(units)]
     tile_units = min(widths, key=lambda width: triton.cdiv(units, width) * width)
+    col_tiles = triton.cdiv(units, tile_units)
     tile_rows = 1 if layout == "flat" else _TILE // (8 * tile_units)
 
-    col_tiles = triton.cdiv(units, tile_units)
     steps = 1
     if writes_sum and layout == "pixels":
-        # Every program leaves one partial sum per channel, so it should see many rows.
+        # A program leaves one partial sum per channel, so it should see many rows.
         programs = triton.cdiv(rows, tile_rows) * col_tiles
         steps = next(count for count in (16, 4, 1) if count == 1 or programs >= count * _WAVE)
     return _Walk(
@@ -105,7 +107,7 @@ def _walk(
         fold,
         cols % 8 == 0,
         numel >= 2**31 - _TILE,
-        pixels % (tile_rows * fold) == 0,
+        per_sample and layout == "pixels" and pixels % (tile_rows * fold) == 0,
         steps,
         tile_rows,
         tile_units,
@@ -143,30 +145,30 @@ def _tile(
 
 @triton.jit
 def _place(
-    row_tile, row, col, cols, channels, inner, pixels, LAYOUT: tl.constexpr, FOLD: tl.constexpr,
-    ALIGNED: tl.constexpr, ONE_SAMPLE: tl.constexpr, ROWS: tl.constexpr,
+    row_tile, row, col, rows, cols, channels, inner, pixels, NOISE_PER_SAMPLE: tl.constexpr,
+    LAYOUT: tl.constexpr, FOLD: tl.constexpr, ALIGNED: tl.constexpr, ONE_SAMPLE: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The channel, the index into scale, the pixel number over all samples and the pixel inside its
-    sample, each in the smallest shape that holds it."""
+    """Indices into bias, scale and noise, each in the smallest shape that holds them all."""
     if ALIGNED:
-        cols = cols // 8 * 8  # tells the compiler that rows start on a unit
+        cols = cols // 8 * 8  # tells the compiler that every row starts a unit
     if LAYOUT == "planes":
         channel = row % channels
-        style = row
+        scale_at = row
         position = row // channels * cols + col
         pixel = col
     elif LAYOUT == "pixels":
         position = row * FOLD
         if ONE_SAMPLE:
-            sample = row_tile * (ROWS * FOLD) // pixels
+            sample = tl.minimum(row_tile * ROWS, rows - 1) * FOLD // pixels
         else:
             sample = position // pixels
         if FOLD == 1:
             channel = col
-            style = sample * cols + col
+            scale_at = sample * cols + col
         else:
             channel = col % channels
-            style = sample * channels + channel
+            scale_at = sample * channels + channel
             position += col // channels
         pixel = position - sample * pixels
     else:
@@ -175,17 +177,17 @@ def _place(
         channel = plane % channels
         position = plane // channels * inner + start % inner
         sample = position // pixels
-        style = sample * channels + channel
+        scale_at = sample * channels + channel
         if LAYOUT == "runs":
             position += col
         pixel = position - sample * pixels
-    return channel, style, position, pixel
+    return channel, scale_at, position if NOISE_PER_SAMPLE else pixel
 
 
 @triton.jit
 def _lookup(pointer, index, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """pointer[index] without a change of layout between threads: one load for a row's number, and
-    one for each unit of a row of numbers."""
+    """pointer[index] in the layout of the tile: left to itself, a load of fewer elements spreads
+    them over the threads in its own way, and repeats the load of a single one."""
     if index.shape[1] * index.shape[2] == 1:
         numbers = tl.load(pointer + tl.reshape(index, [index.shape[0]]))[:, None, None]
     else:
@@ -195,13 +197,13 @@ def _lookup(pointer, index, ROWS: tl.constexpr, UNITS: tl.constexpr):
 
 @triton.jit
 def _affine(
-    v, scale, noise, strength, b, channel, style, position, pixel,
-    NOISE_PER_SAMPLE: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+    v, scale, noise, strength, b, channel, scale_at, noise_at,
+    ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     if scale is not None:
-        v *= _lookup(scale, style, ROWS, UNITS)
+        v *= _lookup(scale, scale_at, ROWS, UNITS)
     if noise is not None:
-        z = _lookup(noise, position if NOISE_PER_SAMPLE else pixel, ROWS, UNITS)
+        z = _lookup(noise, noise_at, ROWS, UNITS)
         if strength is not None:
             z *= tl.load(strength)
         v += z
@@ -241,15 +243,12 @@ def epilogue_forward_kernel(
     row, col, lane, word, offset, unit_inside, inside = _tile(
         row_tile, col_tile, rows, cols, ALIGNED, ROWS, UNITS
     )
-    channel, style, position, pixel = _place(
-        row_tile, row, col, cols, channels, inner, pixels,
-        LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
+    channel, scale_at, noise_at = _place(
+        row_tile, row, col, rows, cols, channels, inner, pixels,
+        NOISE_PER_SAMPLE, LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
     )  # fmt: skip
     v = tl.load(x + offset, inside).to(ACC)
-    v = _affine(
-        v, scale, noise, strength, b, channel, style, position, pixel,
-        NOISE_PER_SAMPLE, ROWS, UNITS,
-    )  # fmt: skip
+    v = _affine(v, scale, noise, strength, b, channel, scale_at, noise_at, ROWS, UNITS)
     u = gain * value(v, alpha, ACT)
     if mask is not None:
         bits = tl.where(v <= 0, 1 << lane, 0) + tl.where(tl.abs(u) <= clamp, 0, 256 << lane)
@@ -290,11 +289,11 @@ def epilogue_masked_kernel(
         if workspace is not None:
             sums += tl.where(inside, dv, 0)
         if scale is not None:
-            channel, style, position, pixel = _place(
-                row_tile, row, col, cols, channels, inner, pixels,
-                LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
+            channel, scale_at, noise_at = _place(
+                row_tile, row, col, rows, cols, channels, inner, pixels,
+                False, LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
             )  # fmt: skip
-            dv *= _lookup(scale, style, ROWS, UNITS)
+            dv *= _lookup(scale, scale_at, ROWS, UNITS)
         tl.store(dx + offset, dv.to(dx.dtype.element_ty), inside)
     if workspace is not None:
         _store_sums(
@@ -320,15 +319,12 @@ def epilogue_curved_kernel(
         row, col, lane, word, offset, unit_inside, inside = _tile(
             row_tile, col_tile, rows, cols, ALIGNED, ROWS, UNITS
         )
-        channel, style, position, pixel = _place(
-            row_tile, row, col, cols, channels, inner, pixels,
-            LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
+        channel, scale_at, noise_at = _place(
+            row_tile, row, col, rows, cols, channels, inner, pixels,
+            NOISE_PER_SAMPLE, LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
         )  # fmt: skip
         v = tl.load(x + offset, inside).to(ACC)
-        v = _affine(
-            v, scale, noise, strength, b, channel, style, position, pixel,
-            NOISE_PER_SAMPLE, ROWS, UNITS,
-        )  # fmt: skip
+        v = _affine(v, scale, noise, strength, b, channel, scale_at, noise_at, ROWS, UNITS)
         dv = tl.load(dy + offset, inside).to(ACC)
         if ORDER == 1:
             dv *= gain * slope(v, alpha, ACT)
@@ -338,7 +334,7 @@ def epilogue_curved_kernel(
         if workspace is not None:
             sums += tl.where(inside, dv, 0)
         if scale is not None:
-            dv *= _lookup(scale, style, ROWS, UNITS)
+            dv *= _lookup(scale, scale_at, ROWS, UNITS)
         tl.store(dx + offset, dv.to(dx.dtype.element_ty), inside)
     if workspace is not None:
         _store_sums(
@@ -346,44 +342,81 @@ def epilogue_curved_kernel(
         )
 
 
-def _add_up(workspace: torch.Tensor, walk: _Walk, outer: int, total: torch.Tensor) -> None:
-    shape = (-1, walk.channels, 1) if walk.LAYOUT == "pixels" else (outer, walk.channels, -1)
-    torch.sum(workspace.view(shape), dim=(0, 2), out=total)
-
-
 def _workspace(walk: _Walk, total: torch.Tensor) -> torch.Tensor:
     parts = walk.row_groups * walk.cols if walk.LAYOUT == "pixels" else walk.rows * walk.col_tiles
     return total.new_empty(parts)
 
 
+def _add_up(workspace: torch.Tensor, walk: _Walk, total: torch.Tensor) -> None:
+    tiles = 1 if walk.LAYOUT == "pixels" else walk.inner // walk.cols * walk.col_tiles
+    torch.sum(workspace.view(-1, walk.channels, tiles), dim=(0, 2), out=total)
+
+
+def _words(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return None if mask is None else mask.view(torch.int16)
+
+
 def epilogue_forward(
-    x, y, mask, scale, noise, strength, b, geometry, act, alpha, gain, clamp
-):  # fmt: skip
-    """y = clamp(gain * act(v; alpha)), and the mask where it is not None."""
+    x: torch.Tensor,
+    y: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    strength: torch.Tensor | None,
+    b: torch.Tensor | None,
+    geometry: tuple[int, int, int, int],
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> None:
+    """y = clamp(gain * act(v; alpha), -clamp, +clamp), and the mask where there is one."""
     per_sample = scale is not None or noise is not None
     walk = _walk(*geometry, per_sample, writes_mask=mask is not None)
     epilogue_forward_kernel[walk.grid](
-        x, y, None if mask is None else mask.view(torch.int16), scale, noise, strength, b,
-        alpha, gain, clamp, act, clamp != math.inf, noise is not None and noise.ndim == 2, *walk,
+        x, y, _words(mask), scale, noise, strength, b, alpha, gain, clamp,
+        act, clamp != math.inf, noise is not None and noise.ndim == 2, *walk,
     )  # fmt: skip
 
 
-def epilogue_masked(dy, mask, dx, total, scale, geometry, negative_slope, gain):
+def epilogue_masked(
+    dy: torch.Tensor,
+    mask: torch.Tensor | None,
+    dx: torch.Tensor,
+    total: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    geometry: tuple[int, int, int, int],
+    negative_slope: float,
+    gain: float,
+) -> None:
     """d(v) = dy * gain * (1 or negative_slope, 0 where clamped); dx = scale * d(v)."""
     walk = _walk(*geometry, scale is not None, writes_sum=total is not None)
     workspace = None if total is None else _workspace(walk, total)
     epilogue_masked_kernel[walk.grid](
-        dy, None if mask is None else mask.view(torch.int16), dx, workspace, scale,
-        negative_slope, gain, *walk,
-    )  # fmt: skip
+        dy, _words(mask), dx, workspace, scale, negative_slope, gain, *walk
+    )
     if total is not None:
-        _add_up(workspace, walk, geometry.outer, total)
+        _add_up(workspace, walk, total)
 
 
 def epilogue_curved(
-    order, x, dy, h, dx, total, scale, noise, strength, b, geometry, act, alpha, gain, clamp
-):
-    """d(v) = dy * gain * act'(v), or dy * h * gain * act''(v) for order 2; dx = scale * d(v)."""
+    order: int,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    h: torch.Tensor | None,
+    dx: torch.Tensor,
+    total: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    strength: torch.Tensor | None,
+    b: torch.Tensor | None,
+    geometry: tuple[int, int, int, int],
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> None:
+    """d(v) = dy * gain * act'(v), for order 2 dy * h * gain * act''(v); dx = scale * d(v)."""
     per_sample = scale is not None or noise is not None
     walk = _walk(*geometry, per_sample, writes_sum=total is not None)
     workspace = None if total is None else _workspace(walk, total)
@@ -392,4 +425,4 @@ def epilogue_curved(
         order, act, noise is not None and noise.ndim == 2, *walk,
     )  # fmt: skip
     if total is not None:
-        _add_up(workspace, walk, geometry.outer, total)
+        _add_up(workspace, walk, total)

@@ -3,8 +3,9 @@
 Importing this package compiles nothing, prints nothing and touches no GPU.
 """
 
-from . import ops
+from . import layers, models, ops
 from ._version import __version__
 from .backends import use_backend
+from .weight_gradients import no_weight_gradients
 
-__all__ = ["__version__", "ops", "use_backend"]
+__all__ = ["__version__", "layers", "models", "no_weight_gradients", "ops", "use_backend"]

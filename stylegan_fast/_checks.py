@@ -1,4 +1,4 @@
-"""Argument checks shared by the public ops. A message names the argument, its value, the way out."""
+"""Argument checks shared by the public ops. Messages name argument, value and way out."""
 
 from __future__ import annotations
 

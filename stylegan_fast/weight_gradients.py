@@ -24,9 +24,9 @@ def no_weight_gradients(disable: bool = True) -> Iterator[None]:
     argument `w` of `conv2d_resample` or `weight` of `modulated_conv2d` (through the convolution and
     through the demodulation alike): those weights' `.grad` stays untouched, and asking
     `torch.autograd.grad` for them raises, or gives None with `allow_unused=True`. The gradients of
-    everything else, the styles included, are unchanged, and so is the graph that `create_graph=True`
-    records: the second derivative, taken outside the block, reaches the weights in full. Where the
-    forward pass runs does not matter.
+    everything else, the styles included, are unchanged, and so is the graph that
+    `create_graph=True` records: the second derivative, taken outside the block, reaches the weights
+    in full. Where the forward pass runs does not matter.
 
     `torch.autograd.grad(..., inputs)` prunes what leads to no input, so the weight gradient is not
     even computed; `.backward()` computes and drops it.

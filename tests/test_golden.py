@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from stylegan_fast.ops.bias_act import bias_act
 from stylegan_fast.ops.conv2d_resample import conv2d_resample
 from stylegan_fast.ops.modulated_conv2d import modulated_conv2d
@@ -43,9 +44,7 @@ def with_recorded_gain(op):
 def modulated_conv2d_sg3(x, w, s, demodulate, padding, input_gain=None):
     """StyleGAN3 without a gain is a gain of one."""
     input_gain = 1 if input_gain is None else input_gain
-    return modulated_conv2d(
-        x, w, s, padding=padding, demodulate=demodulate, input_gain=input_gain
-    )
+    return modulated_conv2d(x, w, s, padding=padding, demodulate=demodulate, input_gain=input_gain)
 
 
 OPS = {
@@ -136,7 +135,9 @@ def numbers(text):
 def assert_six_decimals(y, text):
     """The first values of y in row-major order; all of them, if as many are given."""
     expected = numbers(text)
-    torch.testing.assert_close(y.detach().flatten()[: expected.numel()], expected, rtol=0, atol=6e-7)
+    torch.testing.assert_close(
+        y.detach().flatten()[: expected.numel()], expected, rtol=0, atol=6e-7
+    )
 
 
 IMAGE = torch.tensor([[[[1.0, 2, 3], [4, 5, 6]]]], dtype=torch.float64)
@@ -192,9 +193,7 @@ def test_conv2d_resample_by_hand():
     x, w = ramp(1, 1, 4, 4), ramp(2, 1, 3, 3, a=1.1)
     y = conv2d_resample(x, w, FIR, up=2, padding=1, flip_weight=False)
     assert y.shape == (1, 2, 8, 8)
-    assert_six_decimals(
-        y, ".080811 .107850 .094087 .061849 .021360 -.020964 -.054864 -.053704"
-    )
+    assert_six_decimals(y, ".080811 .107850 .094087 .061849 .021360 -.020964 -.054864 -.053704")
     assert_six_decimals(torch.stack([y.sum(), y.square().sum()]), "1.649079 21.523369")
     y = conv2d_resample(x, w, FIR, down=2, padding=1)
     assert_six_decimals(y, ".147514 .151617 .026510 -.121419 -.120652 -.179973 -.045660 .087041")

@@ -183,11 +183,15 @@ def test_synthesis_layer_initialisation():
     assert layer.affine.bias.tolist() == [1.0] * 5
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("fused_modconv", [True, False])
-def test_to_rgb_layer(fused_modconv):
-    layer = double(ToRGBLayer(5, 3, w_dim=7, conv_clamp=0.9))
+def test_to_rgb_layer(kernel_size, fused_modconv):
+    layer = double(ToRGBLayer(5, 3, w_dim=7, kernel_size=kernel_size, conv_clamp=0.9))
     x, w = randn(2, 5, 6, 8), randn(2, 7)
-    out = modulated(x, layer.weight, layer.affine(w) / math.sqrt(5), demodulate=False)
+    styles = layer.affine(w) / math.sqrt(5 * kernel_size**2)
+    out = modulated(x, layer.weight, styles, demodulate=False)
+    border = kernel_size // 2  # the layer does not pad
+    out = out[:, :, border : 6 - border, border : 8 - border]
     ref = (out + layer.bias[:, None, None]).clamp(-0.9, 0.9)
     assert 0 < (ref.abs() == 0.9).double().mean() < 1
     torch.testing.assert_close(layer(x, w, fused_modconv=fused_modconv), ref)

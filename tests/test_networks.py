@@ -477,7 +477,8 @@ def test_generator_shapes(architecture, c_dim, resolution):
     img = generator(torch.randn(3, 6), c)
     assert img.shape == (3, 3, resolution, resolution)
     assert img.dtype == torch.float32
-    assert generator(torch.randn(0, 6), c[:0] if c_dim else None).shape[0] == 0
+    assert generator(torch.randn(0, 6), c[:0] if c_dim else None).shape == (0, *img.shape[1:])
+    assert generator.mapping.w_avg.isfinite().all()
 
 
 @architectures
@@ -536,25 +537,37 @@ def test_noise_is_reproducible():
     assert not torch.allclose(image(1, "const"), image(1, "none"))
 
 
-def test_fused_modconv_defaults(monkeypatch):
+def test_fused_modconv_defaults():
+    """In inference, where the working dtype is 32-bit or the batch is 1."""
     seen = []
-    block = SynthesisBlock(0, 4, 5, 4, 3, is_last=True, use_fp16=True)
-    block.conv1.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["fused_modconv"]), with_kwargs=True
-    )
 
-    def used(training, samples, default=None, **kwargs):
-        block.fused_modconv_default = default
-        kwargs = {"half_dtype": torch.bfloat16} | kwargs
-        block.half_dtype = kwargs.pop("half_dtype")
-        block.train(training)(None, None, torch.randn(samples, 2, 5), **kwargs)
+    def used(samples, training=False, default=None, **kwargs):
+        block = SynthesisBlock(
+            0,
+            4,
+            5,
+            4,
+            3,
+            is_last=True,
+            use_fp16=True,
+            half_dtype=torch.bfloat16,
+            fused_modconv_default=default,
+        ).train(training)
+        block.conv1.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["fused_modconv"]), with_kwargs=True
+        )
+        block(None, None, torch.randn(samples, 2, 5), **kwargs)
         return seen.pop()
 
-    assert [used(False, 2), used(True, 2)] == [True, False]
-    assert [used(False, 2, force_fp32=False), used(False, 1, force_fp32=False)] == [False, True]
-    assert [used(True, 2, default=True), used(False, 2, default=False)] == [True, False]
-    assert [used(t, 2, default="inference_only") for t in (True, False)] == [False, True]
-    assert used(True, 2, fused_modconv=True) is True
+    assert used(2)
+    assert not used(2, training=True)
+    assert not used(2, force_fp32=False)
+    assert used(1, force_fp32=False)
+    assert used(2, training=True, default=True)
+    assert not used(2, default=False)
+    assert used(2, default="inference_only", force_fp32=False)
+    assert not used(2, training=True, default="inference_only")
+    assert used(2, training=True, fused_modconv=True)
 
 
 @architectures
@@ -597,6 +610,46 @@ def test_sixteen_bit_blocks(architecture, channels_last):
         error = (out - ref).norm() / ref.norm()
         assert 0 < error < 4 * eps
     assert torch.equal(generator(z, noise_mode="const", force_fp32=True), full)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@architectures
+@pytest.mark.parametrize("half_dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_blocks_are_automatic_on_a_gpu(architecture, half_dtype):
+    half = {"half_dtype": half_dtype, "fp16_channels_last": True}
+    common = {"architecture": architecture, "num_fp16_res": 1, "conv_clamp": 256}
+    generator = perturbed(tiny_generator(16, **common, **half)).cuda().eval()
+    discriminator = perturbed(tiny_discriminator(16, **common, block_kwargs=half)).cuda()
+    z = torch.randn(4, 6, device="cuda")
+    full = generator(z, noise_mode="const", force_fp32=True)
+    img = generator(z, noise_mode="const")
+    logits = discriminator(full)
+    assert img.dtype == logits.dtype == torch.float32
+    eps = torch.finfo(half_dtype).eps
+    for out, ref in ((img, full), (logits, discriminator(full, force_fp32=True))):
+        error = (out - ref).norm() / ref.norm()
+        assert 0 < error < 4 * eps
+
+
+@architectures
+def test_autocast(architecture):
+    """The layers run in bfloat16; images, latents and averages stay float32."""
+    generator = perturbed(tiny_generator(16, 4, architecture))
+    discriminator = perturbed(tiny_discriminator(16, 4, architecture))
+    z, c = torch.randn(4, 6), torch.randn(4, 4)
+    full = generator(z, c, noise_mode="const", update_emas=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        img = generator(z, c, noise_mode="const", update_emas=True)
+        ws = generator.mapping(z, c, truncation_psi=0.5)
+        logits = discriminator(img, c)
+    assert img.dtype == ws.dtype == generator.mapping.w_avg.dtype == torch.float32
+    assert generator.mapping.w_avg.any()
+    error = (img - full).norm() / full.norm()
+    assert 0 < error < 8 * torch.finfo(torch.bfloat16).eps
+    logits.sum().backward()
+    for parameter in (*generator.parameters(), *discriminator.parameters()):
+        assert parameter.grad.isfinite().all()
 
 
 def test_a_double_network_is_a_double_network():
@@ -657,7 +710,6 @@ def test_compile_without_graph_breaks(architecture):
     torch._dynamo.reset()
     synthesis = perturbed(tiny_generator(16, architecture=architecture).synthesis)
     discriminator = perturbed(tiny_discriminator(16, architecture=architecture))
-    ws = torch.randn(4, synthesis.num_ws, 5, requires_grad=True)
 
     def score(ws, synthesis, discriminator):
         return discriminator(synthesis(ws, noise_mode="const"))
@@ -666,19 +718,22 @@ def test_compile_without_graph_breaks(architecture):
         torch.compile(network, fullgraph=True, backend="aot_eager")
         for network in (synthesis, discriminator)
     ]
-    eager, fast = score(ws, synthesis, discriminator), score(ws, *compiled)
-    torch.testing.assert_close(fast, eager)
-    torch.testing.assert_close(grad(fast.sum(), ws), grad(eager.sum(), ws))
+    for samples in (4, 8):
+        ws = torch.randn(samples, synthesis.num_ws, 5, requires_grad=True)
+        eager, fast = score(ws, synthesis, discriminator), score(ws, *compiled)
+        torch.testing.assert_close(fast, eager)
+        torch.testing.assert_close(grad(fast.sum(), ws), grad(eager.sum(), ws))
 
 
-def test_export():
-    synthesis = perturbed(tiny_generator(8).synthesis).eval()
-    ws = torch.randn(2, synthesis.num_ws, 5)
-    program = torch.export.export(synthesis, (ws,), {"noise_mode": "const"})
-    other = torch.randn(2, synthesis.num_ws, 5)
-    torch.testing.assert_close(
-        program.module()(other, noise_mode="const"), synthesis(other, noise_mode="const")
-    )
+@architectures
+def test_export(architecture):
+    generator = tiny_generator(8, architecture=architecture, use_noise=False)
+    synthesis = perturbed(generator.synthesis).eval()
+    batch = {0: torch.export.Dim("batch", min=2)}
+    ws = torch.randn(3, synthesis.num_ws, 5)
+    program = torch.export.export(synthesis, (ws,), dynamic_shapes=(batch,))
+    other = torch.randn(7, synthesis.num_ws, 5)
+    torch.testing.assert_close(program.module()(other), synthesis(other))
 
 
 # Bad input

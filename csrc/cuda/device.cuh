@@ -7,8 +7,10 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #define STYLEGAN_FAST_HD __host__ __device__
 
@@ -79,71 +81,94 @@ class Divider {
   int first_, second_;
 };
 
-// N consecutive elements, moved by one instruction where they are 16 bytes.
-template <class T, int N>
-struct alignas(sizeof(T) * N) Pack {
-  T at[N];
-};
-
 __device__ inline float to_float(float v) { return v; }
 __device__ inline float to_float(__half v) { return __half2float(v); }
 __device__ inline float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-
 __device__ inline void round_to(float v, float& out) { out = v; }
 __device__ inline void round_to(float v, __half& out) { out = __float2half_rn(v); }
 __device__ inline void round_to(float v, __nv_bfloat16& out) { out = __float2bfloat16_rn(v); }
 
-// Two at a time: one conversion instruction for both.
-__device__ inline void round_to(float v, float w, float* out) { out[0] = v, out[1] = w; }
-__device__ inline void round_to(float v, float w, __half* out) {
-  const __half2 pair = __floats2half2_rn(v, w);
-  out[0] = pair.x, out[1] = pair.y;
-}
-__device__ inline void round_to(float v, float w, __nv_bfloat16* out) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(v, w);
-  out[0] = pair.x, out[1] = pair.y;
+// Pairs of 16-bit numbers in a word.
+__device__ inline float low_float(__half2 pair) { return __low2float(pair); }
+__device__ inline float high_float(__half2 pair) { return __high2float(pair); }
+__device__ inline float low_float(__nv_bfloat162 pair) { return __low2float(pair); }
+__device__ inline float high_float(__nv_bfloat162 pair) { return __high2float(pair); }
+__device__ inline void round_to(float v, float w, __half2& out) { out = __floats2half2_rn(v, w); }
+__device__ inline void round_to(float v, float w, __nv_bfloat162& out) {
+  out = __floats2bfloat162_rn(v, w);
 }
 
+template <class T>
+struct PairOf;
+template <>
+struct PairOf<__half> {
+  using type = __half2;
+};
+template <>
+struct PairOf<__nv_bfloat16> {
+  using type = __nv_bfloat162;
+};
+
+template <class To, class From>
+__device__ inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// N consecutive elements, moved by one instruction. 16-bit ones stay in pairs until they are used:
+// the compiler would give each a register of its own.
 template <class T, int N>
-__device__ inline Pack<T, N> rounded(const float (&values)[N]) {
-  Pack<T, N> result;
-  if constexpr (N == 1) {
-    round_to(values[0], result.at[0]);
-  } else {
-#pragma unroll
-    for (int j = 0; j < N; j += 2) round_to(values[j], values[j + 1], result.at + j);
+class alignas(sizeof(T) * N) Pack {
+  static constexpr bool kPaired = sizeof(T) == 2 && N > 1;
+  using Word = std::conditional_t<kPaired, uint32_t, T>;
+
+ public:
+  __device__ float operator[](int j) const {
+    if constexpr (kPaired) {
+      const auto pair = bit_cast<typename PairOf<T>::type>(words_[j / 2]);
+      return j % 2 ? high_float(pair) : low_float(pair);
+    } else {
+      return to_float(words_[j]);
+    }
   }
-  return result;
-}
 
-template <class T, int N>
-__device__ inline Pack<T, N> load(const T* p) {
-  return *reinterpret_cast<const Pack<T, N>*>(p);
-}
-
-template <class T, int N>
-__device__ inline void store(T* p, const Pack<T, N>& pack) {
-  *reinterpret_cast<Pack<T, N>*>(p) = pack;
-}
-
-// The first `count` elements of a pack that the buffer ends in, or that is not aligned.
-template <class T, int N>
-__device__ inline Pack<T, N> load_some(const T* p, int count) {
-  Pack<T, N> pack = {};
+  __device__ static Pack rounded(const float (&values)[N]) {
+    Pack pack;
 #pragma unroll
-  for (int j = 0; j < N; ++j) {
-    if (j < count) pack.at[j] = p[j];
+    for (int j = 0; j < N; j += 1 + kPaired) {
+      if constexpr (kPaired) {
+        typename PairOf<T>::type pair;
+        round_to(values[j], values[j + 1], pair);
+        pack.words_[j / 2] = bit_cast<uint32_t>(pair);
+      } else {
+        round_to(values[j], pack.words_[j]);
+      }
+    }
+    return pack;
   }
-  return pack;
-}
 
-template <class T, int N>
-__device__ inline void store_some(T* p, const Pack<T, N>& pack, int count) {
+  __device__ static Pack load(const T* p) { return *reinterpret_cast<const Pack*>(p); }
+  __device__ void store(T* p) const { *reinterpret_cast<Pack*>(p) = *this; }
+
+  // The first `count` elements, where there are no more or they are not aligned; the rest is 0.
+  __device__ static Pack load_some(const T* p, int count) {
+    float values[N];
 #pragma unroll
-  for (int j = 0; j < N; ++j) {
-    if (j < count) p[j] = pack.at[j];
+    for (int j = 0; j < N; ++j) values[j] = j < count ? to_float(p[j]) : 0.0f;
+    return rounded(values);
   }
-}
+  __device__ void store_some(T* p, int count) const {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      if (j < count) round_to((*this)[j], p[j]);
+    }
+  }
+
+ private:
+  Word words_[N * sizeof(T) / sizeof(Word)];
+};
 
 }  // namespace cuda
 }  // namespace stylegan_fast

@@ -23,8 +23,10 @@ BACKENDS: dict[str, ModuleType] = {
 
 AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
-KERNEL_OPS = ("bias_act",)
-"""Ops with kernels of their own on every compiled backend."""
+KERNEL_ORDERS = {"bias_act": "2nd order, any for linear, relu, lrelu"}
+"""Ops with kernels of their own on every compiled backend, and the derivatives these support."""
+
+KERNEL_OPS = tuple(KERNEL_ORDERS)
 
 PYTORCH_OPS = ("upfirdn2d", "conv2d_resample", "modulated_conv2d")
 """Ops that, so far, run the reference's PyTorch operators whatever the backend; what they call
@@ -103,7 +105,13 @@ def refusal(name: str, op: str, device_type: str, dtype: torch.dtype) -> str | N
 def select(op: str, x: torch.Tensor, backend: str | None = None) -> str:
     """The name of the backend that serves this call."""
     explicit = _requested if backend is None else backend
-    key = (op, x.device.type, x.dtype, explicit)
+    return _select(op, x.device.type, x.dtype, explicit)
+
+
+# A constant of its arguments: torch.compile takes the result and traces nothing of how it is found.
+@torch.compiler.assume_constant_result
+def _select(op: str, device_type: str, dtype: torch.dtype, explicit: str | None) -> str:
+    key = (op, device_type, dtype, explicit)
     name = _selected.get(key)
     if name is None:
         name = _selected[key] = _choose(*key)

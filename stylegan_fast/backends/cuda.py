@@ -27,12 +27,13 @@ def unavailable() -> str | None:
 
 
 def _architecture_mismatch(capability: tuple[int, int]) -> str | None:
-    """A binary for sm_XY runs on X.Z with Z >= Y, PTX for it on everything newer."""
+    """Machine code sm_XY runs on X.Z with Z >= Y, PTX compute_XY on everything from X.Y on."""
     architectures = native.build_record().get("cuda", {}).get("architectures", [])
     device = capability[0] * 10 + capability[1]
     for entry in architectures:
-        built = int(re.sub(r"\D", "", entry))
-        if built <= device and (built // 10 == device // 10 or entry.endswith("+PTX")):
+        kind, number = entry.split("_")
+        built = int(re.sub(r"\D", "", number))
+        if built <= device and (kind == "compute" or built // 10 == device // 10):
             return None
     if not architectures:
         return None

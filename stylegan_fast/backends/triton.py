@@ -27,11 +27,13 @@ def device_types() -> tuple[str, ...]:
     return ("cuda", "cpu") if _env.flag("TRITON_INTERPRET") else ("cuda",)
 
 
+GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# The interpreter takes float64, and truncates bfloat16 where a GPU rounds it.
+INTERPRETER_DTYPES = (torch.float64, torch.float32, torch.float16)
+
+
 def dtypes() -> tuple[torch.dtype, ...]:
-    """The interpreter takes float64, and truncates bfloat16 where a GPU rounds it."""
-    if _env.flag("TRITON_INTERPRET"):
-        return (torch.float64, torch.float32, torch.float16)
-    return (torch.float32, torch.float16, torch.bfloat16)
+    return INTERPRETER_DTYPES if _env.flag("TRITON_INTERPRET") else GPU_DTYPES
 
 
 @functools.cache

@@ -1,1 +1,5 @@
 """Whole networks, one module per paper."""
+
+from . import stylegan2
+
+__all__ = ["stylegan2"]

@@ -7,7 +7,8 @@ Names, arguments, parameters and buffers are those of the originals, so their we
 * num_fp16_res = 0 and conv_clamp = None: everything in float32, the right thing off the GPU. The
   presets of the originals train with num_fp16_res = 4 and conv_clamp = 256.
 * w_avg_beta = 0.998, the later release's; the earlier one has 0.995.
-* fused_modconv is used in inference, where the working dtype is 32-bit or the batch is 1.
+* fused_modconv is on in inference where the working dtype is 32-bit or the batch is 1, the earlier
+  release's rule; fused_modconv_default selects the later one's.
 
 Every network works in the dtype of its parameters, apart from its 16-bit blocks; `.double()` gives
 a float64 network.
@@ -120,7 +121,7 @@ class MappingNetwork(nn.Module):
         num_ws, beta = self.num_ws, self.w_avg_beta
         if update_emas is None:
             update_emas = self.training and not skip_w_avg_update
-        if update_emas and num_ws is not None and beta is not None:
+        if update_emas and num_ws is not None and beta is not None and w.shape[0] > 0:
             with torch.no_grad():
                 self.w_avg.copy_(w.mean(dim=0).lerp(self.w_avg, beta))
 

@@ -1,5 +1,17 @@
 """The public functions: validate, choose a backend, run, with autograd. One file an op."""
 
 from .bias_act import bias_act
+from .conv2d_resample import conv2d_resample
+from .modulated_conv2d import modulated_conv2d
+from .upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
-__all__ = ["bias_act"]
+__all__ = [
+    "bias_act",
+    "conv2d_resample",
+    "downsample2d",
+    "filter2d",
+    "modulated_conv2d",
+    "setup_filter",
+    "upfirdn2d",
+    "upsample2d",
+]

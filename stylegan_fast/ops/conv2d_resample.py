@@ -93,16 +93,22 @@ def _check_channels(x: torch.Tensor, w: torch.Tensor, groups: int) -> None:
     outputs, inputs = w.shape[:2]
     if 0 in w.shape or inputs * groups != x.shape[1] or outputs % groups:
         raise ValueError(
-            f"w must be [O, I / groups, kh, kw] with I = {x.shape[1]} channels of x, {groups=} and O "
-            f"a multiple of groups, got w.shape={tuple(w.shape)}"
+            f"w must be [O, I / groups, kh, kw] with I = {x.shape[1]} channels of x, {groups=} and "
+            f"O a multiple of groups, got w.shape={tuple(w.shape)}"
         )
 
 
 def check_resampled_size(x, w, f, up, down, padding) -> tuple[int, int]:
     """(H, W) of the output; ValueError if it has no pixel."""
-    size, kernel, taps = tuple(x.shape[2:]), tuple(w.shape[2:]), _get_filter_size(f)
-    output = output_size(size, kernel, taps, up, down, padding)
+    (height, width), (kh, kw), taps = x.shape[2:], w.shape[2:], _get_filter_size(f)
+    output = output_size((height, width), (kw, kh), taps, up, down, padding)
     check_output_size(
-        output, image=size, kernel=kernel, filter=taps[::-1], up=up, down=down, padding=padding
+        output,
+        image=(height, width),
+        kernel=(kh, kw),
+        filter=taps[::-1],
+        up=up,
+        down=down,
+        padding=padding,
     )
     return output

@@ -42,12 +42,11 @@ def modulated_conv2d(
 
     with d = 1 where demodulate is False, followed by `bias_act(y, bias, act, alpha, gain, clamp)`.
 
-    The StyleGAN3 form is chosen by an `input_gain` g: with demodulate, every weight[o] is divided by
-    its root mean square and styles by theirs over the whole batch (one number), d follows from
+    The StyleGAN3 form is chosen by an `input_gain` g: with demodulate, every weight[o] is divided
+    by its root mean square and styles by theirs over the whole batch (one number), d follows from
     those, and then styles is multiplied by g. Without demodulate that leaves styles * g. The
-    divisions cancel in y except for the relative size of the 1e-8, so the two forms agree to about
-    1e-8 / mean(weight^2 styles^2); a StyleGAN3 call without a gain is reproduced to the last bits by
-    `input_gain=1`.
+    divisions cancel in y except for the relative size of the 1e-8: the forms differ by about
+    1e-8 / sum (weight * styles)^2. `input_gain=1` is the StyleGAN3 form without a gain.
 
     Args:
         x: `[N, I, H, W]`, float64, float32, float16 or bfloat16; N may be 0.
@@ -73,7 +72,8 @@ def modulated_conv2d(
     supports, if it follows); none with respect to resample_filter. `no_weight_gradients()` skips
     those of weight.
 
-    Autocast: the convolution runs in, and y has, the autocast dtype, as `conv2d`'s; d stays float32.
+    Autocast: the convolution runs in, and y has, the autocast dtype, as `conv2d`'s; d stays
+    float32.
 
     Raises:
         TypeError: x, weight, styles, noise or bias is not a floating-point tensor, or up, down or
@@ -124,7 +124,7 @@ def modulated_conv2d(
     return bias_act(y, bias, 1, act, alpha, gain, clamp, backend=backend)
 
 
-def _check_operand(name: str, t: object, x: torch.Tensor, shape: tuple[int, ...]) -> None:
+def _check_operand(name: str, t: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...]) -> None:
     """t is a floating-point tensor of this shape on x's device."""
     check_tensor(name, t)
     if t.shape != shape:
@@ -135,12 +135,14 @@ def _check_operand(name: str, t: object, x: torch.Tensor, shape: tuple[int, ...]
     check_device(name, t, x)
 
 
-def _check_broadcastable(name: str, t: object, x: torch.Tensor, shape: tuple[int, ...]) -> None:
+def _check_broadcastable(
+    name: str, t: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...]
+) -> None:
     """t is a floating-point tensor on x's device that broadcasts to this shape."""
     check_tensor(name, t)
     sizes = tuple(t.shape)
     if len(sizes) > len(shape) or any(
-        a not in (1, b) for a, b in zip(reversed(sizes), reversed(shape))
+        a != 1 and a != b for a, b in zip(reversed(sizes), reversed(shape))
     ):
         raise ValueError(
             f"{name} must broadcast to {shape} for x.shape={tuple(x.shape)}, "

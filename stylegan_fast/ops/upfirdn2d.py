@@ -15,7 +15,7 @@ from ..reference.upfirdn2d import parse_scaling as _parse_scaling
 from ..reference.upfirdn2d import upfirdn2d as reference_upfirdn2d
 
 
-def check_image(name: str, x: object) -> None:
+def check_image(name: str, x: torch.Tensor) -> None:
     """x is a floating-point [N, C, H, W] of which only N may be 0."""
     check_tensor(name, x, 4)
     if 0 in x.shape[1:]:
@@ -25,7 +25,7 @@ def check_image(name: str, x: object) -> None:
         )
 
 
-def check_filter(name: str, f: object, x: torch.Tensor) -> None:
+def check_filter(name: str, f: torch.Tensor | None, x: torch.Tensor) -> None:
     """f is None or a FIR filter for x."""
     if f is None:
         return
@@ -47,8 +47,8 @@ def check_output_size(output: tuple[int, int], **arguments: object) -> None:
     if min(output) < 1:
         shown = ", ".join(f"{name}={value}" for name, value in arguments.items())
         raise ValueError(
-            f"the output would have {output[0]} x {output[1]} pixels with {shown}; the padded image "
-            "must not be smaller than the filter: increase padding"
+            f"the output would have {output[0]} x {output[1]} pixels with {shown}; the padded "
+            "image must not be smaller than the filter: increase padding"
         )
 
 
@@ -84,10 +84,11 @@ def setup_filter(
     The originals' `setup_filter`, value for value.
     """
     check_number("gain", gain)
-    if not isinstance(f, torch.Tensor) and hasattr(f, "tolist"):
-        f = f.tolist()
+    values = 1 if f is None else f
+    if not isinstance(values, torch.Tensor) and hasattr(values, "tolist"):
+        values = values.tolist()
     try:
-        taps = torch.as_tensor(1 if f is None else f, device="cpu")
+        taps = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"f must hold real numbers, got {f!r}: {error}") from error
     if taps.is_complex():
@@ -171,9 +172,9 @@ def upfirdn2d(
     down = _parse_scaling(down, "down")
     padding = _parse_padding(padding)
     taps = _get_filter_size(f)
-    size = tuple(x.shape[2:])
-    output = output_size(size, taps, up, down, padding)
-    check_output_size(output, image=size, filter=taps[::-1], up=up, padding=padding)
+    height, width = x.shape[2:]
+    output = output_size((height, width), taps, up, down, padding)
+    check_output_size(output, image=(height, width), filter=taps[::-1], up=up, padding=padding)
     select("upfirdn2d", x, backend)
     return reference_upfirdn2d(x, f, up, down, padding, flip_filter, gain)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from .upfirdn2d import (
+    Padding,
     centring,
     filter_size,
     memory_format_of,
@@ -14,37 +16,34 @@ from .upfirdn2d import (
     resampled_conv2d,
     upfirdn2d,
 )
+from .upfirdn2d import output_size as fir_output_size
 
 
-def total_padding(
-    filter_size: tuple[int, int], up: int, down: int, padding: tuple[int, int, int, int]
-) -> tuple[int, int, int, int]:
-    """The user's padding and what keeps the resamplings centred, (x0, x1, y0, y1)."""
-    total = list(padding)
-    for factors in ({"up": up}, {"down": down}):
-        if max(factors.values()) > 1:
-            centres = [centring(taps, **factors) for taps in filter_size]
-            total = [pad + centre for pad, centre in zip(total, sum(centres, ()))]
-    return tuple(total)
+def total_padding(filter_size: tuple[int, int], up: int, down: int, padding: Padding) -> Padding:
+    """The user's padding plus what keeps each resampling centred, (x0, x1, y0, y1)."""
+    x0, x1, y0, y1 = padding
+    fw, fh = filter_size
+    for u, d in ((up, 1), (1, down)):
+        if u > 1 or d > 1:
+            left, right = centring(fw, u, d)
+            top, bottom = centring(fh, u, d)
+            x0, x1, y0, y1 = x0 + left, x1 + right, y0 + top, y1 + bottom
+    return x0, x1, y0, y1
 
 
 def output_size(
-    size: Sequence[int],  # (H, W)
-    kernel_size: Sequence[int],  # (kh, kw)
+    size: tuple[int, int],  # (H, W)
+    kernel_size: tuple[int, int],  # (kw, kh)
     filter_size: tuple[int, int],  # (fw, fh)
     up: int,
     down: int,
-    padding: tuple[int, int, int, int],
+    padding: Padding,
 ) -> tuple[int, int]:
     """(H, W) of conv2d_resample's result."""
-    x0, x1, y0, y1 = total_padding(filter_size, up, down, padding)
-    sizes = []
-    for n, kernel, taps, pad in zip(size, kernel_size, filter_size[::-1], (y0 + y1, x0 + x1)):
-        n = n * up + pad - (kernel - 1)
-        for factor in (up, down):
-            n -= (taps - 1) if factor > 1 else 0
-        sizes.append((n - 1) // down + 1)
-    return tuple(sizes)
+    total = total_padding(filter_size, up, down, padding)
+    size = fir_output_size(size, filter_size if up > 1 else (1, 1), up=(up, up), padding=total)
+    size = fir_output_size(size, kernel_size)
+    return fir_output_size(size, filter_size if down > 1 else (1, 1), down=(down, down))
 
 
 def conv2d_resample(
@@ -60,27 +59,27 @@ def conv2d_resample(
 ) -> torch.Tensor:
     """See `stylegan_fast.ops.conv2d_resample`. The convolution and the FIR passes commute, so each
     case takes the order that is cheapest."""
-    px = total_padding(filter_size(f), up, down, parse_padding(padding))
+    total = total_padding(filter_size(f), up, down, parse_padding(padding))
+    conv = partial(resampled_conv2d, w=w, groups=groups, flip=not flip_weight)
     kh, kw = w.shape[2:]
     pointwise = kh == kw == 1
-    conv = {"groups": groups, "flip": not flip_weight}
 
     if up > 1 and pointwise:
-        y = resampled_conv2d(x, w, **conv)
-        y = upfirdn2d(y, f, up, padding=px, flip_filter=flip_filter, gain=up**2)
+        y = conv(x)
+        y = upfirdn2d(y, f, up, padding=total, flip_filter=flip_filter, gain=up**2)
     elif up > 1:
         full = (kw - 1, kw - up, kh - 1, kh - up)
-        y = resampled_conv2d(x, w, (up, up), padding=full, **conv)
-        rest = [total - used for total, used in zip(px, full)]
+        y = conv(x, up=(up, up), padding=full)
+        rest = [needed - used for needed, used in zip(total, full)]
         y = upfirdn2d(y, f, padding=rest, flip_filter=flip_filter, gain=up**2)
     elif down > 1 and pointwise:
-        y = upfirdn2d(x, f, down=down, padding=px, flip_filter=flip_filter)
-        y = resampled_conv2d(y, w, **conv)
+        y = upfirdn2d(x, f, down=down, padding=total, flip_filter=flip_filter)
+        y = conv(y)
     elif down > 1:
-        y = upfirdn2d(x, f, padding=px, flip_filter=flip_filter)
-        y = resampled_conv2d(y, w, down=(down, down), **conv)
+        y = upfirdn2d(x, f, padding=total, flip_filter=flip_filter)
+        y = conv(y, down=(down, down))
     else:
-        y = resampled_conv2d(x, w, padding=px, **conv)
+        y = conv(x, padding=total)
 
     if up > 1 and down > 1:
         y = upfirdn2d(y, f, down=down, flip_filter=flip_filter)

@@ -23,7 +23,7 @@ def _divided(t: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     return t / torch.where(size > 0, size, 1)
 
 
-def _divided_by_rms(t: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+def _divided_by_rms(t: torch.Tensor, dims: list[int]) -> torch.Tensor:
     mean_square = t.square().mean(dims, keepdim=True)
     return t * torch.where(mean_square > 0, mean_square, 1).rsqrt()
 

@@ -10,31 +10,31 @@ import torch.nn.functional as F
 
 from .._checks import as_int
 
+Pair = tuple[int, int]  # (x, y)
+Padding = tuple[int, int, int, int]  # (x0, x1, y0, y1) = left, right, top, bottom
 
-def _values(value: object) -> tuple:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
-
-def parse_scaling(scaling: int | Sequence[int], name: str = "scaling") -> tuple[int, int]:
+def parse_scaling(scaling: int | Sequence[int], name: str = "scaling") -> Pair:
     """(x, y) of a factor or a pair [x, y]."""
-    values = [as_int(name, v, minimum=1) for v in _values(scaling)]
-    if len(values) not in (1, 2):
+    pair = tuple(scaling) if isinstance(scaling, (list, tuple)) else (scaling, scaling)
+    if len(pair) != 2:
         raise ValueError(f"{name} must be a factor or [x, y], got {name}={scaling!r}")
-    return values[0], values[-1]
+    return as_int(name, pair[0], minimum=1), as_int(name, pair[1], minimum=1)
 
 
-def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
-    """(x0, x1, y0, y1) = left, right, top, bottom of a number, a pair [x, y] or all four."""
-    values = [as_int("padding", v) for v in _values(padding)]
-    if len(values) not in (1, 2, 4):
-        raise ValueError(
-            f"padding must be a number, [x, y] or [x0, x1, y0, y1], got {padding=}"
-        )
-    x0, x1, y0, y1 = values if len(values) == 4 else (values[0],) * 2 + (values[-1],) * 2
+def parse_padding(padding: int | Sequence[int]) -> Padding:
+    """(x0, x1, y0, y1) of a number, a pair [x, y] or all four."""
+    sides = tuple(padding) if isinstance(padding, (list, tuple)) else (padding, padding)
+    if len(sides) == 2:
+        x, y = sides
+        sides = (x, x, y, y)
+    if len(sides) != 4:
+        raise ValueError(f"padding must be a number, [x, y] or [x0, x1, y0, y1], got {padding=}")
+    x0, x1, y0, y1 = (as_int("padding", side) for side in sides)
     return x0, x1, y0, y1
 
 
-def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
+def filter_size(f: torch.Tensor | None) -> Pair:
     """(fw, fh) of a filter; None is the identity, a 1-D filter runs along both axes."""
     return (1, 1) if f is None else (f.shape[-1], f.shape[0])
 
@@ -45,13 +45,13 @@ def centring(taps: int, up: int = 1, down: int = 1) -> tuple[int, int]:
 
 
 def output_size(
-    size: Sequence[int],  # (H, W)
-    filter_size: tuple[int, int],
-    up: tuple[int, int],
-    down: tuple[int, int],
-    padding: tuple[int, int, int, int],
+    size: tuple[int, int],  # (H, W)
+    filter_size: Pair,
+    up: Pair = (1, 1),
+    down: Pair = (1, 1),
+    padding: Padding = (0, 0, 0, 0),
 ) -> tuple[int, int]:
-    """(H, W) of upfirdn2d's result; everything but `size` is x before y."""
+    """(H, W) of upfirdn2d's result; every other pair is (x, y)."""
     (h, w), (fw, fh), (ux, uy), (dx, dy), (x0, x1, y0, y1) = size, filter_size, up, down, padding
     return (h * uy + y0 + y1 - fh) // dy + 1, (w * ux + x0 + x1 - fw) // dx + 1
 
@@ -90,13 +90,13 @@ def _pad_or_crop(x: torch.Tensor, left: int, right: int, top: int, bottom: int) 
 def resampled_conv2d(
     x: torch.Tensor,  # [N, I, H, W]
     w: torch.Tensor,  # [O, I / groups, kh, kw]
-    up: tuple[int, int] = (1, 1),
-    down: tuple[int, int] = (1, 1),
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    up: Pair = (1, 1),
+    down: Pair = (1, 1),
+    padding: Padding = (0, 0, 0, 0),
     groups: int = 1,
     flip: bool = False,
 ) -> torch.Tensor:
-    """Zero-stuff x by `up`, pad or crop, correlate with w (rotated if `flip`), keep every down-th."""
+    """Zero-stuff x, pad or crop, correlate with w (rotated if `flip`), keep every down-th."""
     (ux, uy), (dx, dy), (x0, x1, y0, y1) = up, down, padding
     if up == (1, 1):
         w = w.flip((2, 3)) if flip else w
@@ -104,8 +104,8 @@ def resampled_conv2d(
             return F.conv2d(x, w, stride=(dy, dx), padding=(y0, x0), groups=groups)
         return F.conv2d(_pad_or_crop(x, *padding), w, stride=(dy, dx), groups=groups)
 
-    # A transposed convolution skips the stuffed zeros. It gives the full convolution, (W - 1) ux + kw
-    # samples that begin kw - 1 before the image; the padding says which of them are wanted.
+    # A transposed convolution skips the stuffed zeros. It gives the full convolution, the
+    # (W - 1) ux + kw samples from kw - 1 before the image on; padding says which are wanted.
     o, i, kh, kw = w.shape
     w = w if flip else w.flip((2, 3))
     w = w.reshape(groups, o // groups, i, kh, kw).transpose(1, 2).reshape(-1, o // groups, kh, kw)
@@ -137,16 +137,19 @@ def upfirdn2d(
     else:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         y, f = x.to(dtype), f.to(dtype)
-        if f.ndim == 2:
-            passes = [(f * gain, (ux, uy), (dx, dy), (x0, x1, y0, y1))]
-        else:
-            passes = [
-                (f[None, :] * gain, (ux, 1), (dx, 1), (x0, x1, 0, 0)),
-                (f[:, None], (1, uy), (1, dy), (0, 0, y0, y1)),
-            ]
-        channels = x.shape[1]
         with without_autocast(x):
-            for taps, *resampling in passes:
-                kernel = taps.expand(channels, 1, *taps.shape)
-                y = resampled_conv2d(y, kernel, *resampling, channels, not flip_filter)
+            if f.ndim == 2:
+                y = _filter(y, f * gain, flip_filter, (ux, uy), (dx, dy), (x0, x1, y0, y1))
+            else:
+                along_x, along_y = f[None, :] * gain, f[:, None]
+                y = _filter(y, along_x, flip_filter, (ux, 1), (dx, 1), (x0, x1, 0, 0))
+                y = _filter(y, along_y, flip_filter, (1, uy), (1, dy), (0, 0, y0, y1))
     return y.to(x.dtype).contiguous(memory_format=memory_format_of(x))
+
+
+def _filter(
+    x: torch.Tensor, taps: torch.Tensor, flip_filter: bool, up: Pair, down: Pair, padding: Padding
+) -> torch.Tensor:
+    channels = x.shape[1]
+    w = taps.expand(channels, 1, *taps.shape)
+    return resampled_conv2d(x, w, up, down, padding, groups=channels, flip=not flip_filter)

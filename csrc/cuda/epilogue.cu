@@ -1,0 +1,821 @@
+// CUDA kernels of the epilogue (csrc/epilogue.h).
+//
+// A tensor in memory order is a matrix whose rows repeat the channels: a sample of NCHW, one or a
+// few pixels of NHWC. A thread keeps to one pack of columns (16 bytes) and walks down the rows, or
+// along a plane that is larger than a block, so its channels stay in registers, their sums gather
+// there too, and nothing is divided on the way. Where that would split packs between channels
+// (Layout), or buffers are not aligned, the forward map walks mask units one by one and the
+// derivatives take one element at a time.
+
+#include "../epilogue.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <type_traits>
+
+#include "device.cuh"
+
+#include "../activations.h"
+
+namespace stylegan_fast {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kUnit = 8;      // elements of a mask unit
+constexpr int kResident = 4;  // blocks of a multiprocessor, which bounds their registers to 64
+constexpr int kWaves = 4;     // of blocks where no block leaves partial sums: evens out their ends
+
+enum class Layout {
+  planes,   // every pack is inside one plane
+  columns,  // inner is 1 and every pack is inside one pixel
+  ragged,   // inner is 1, a row is the pixels that make whole mask units, the last may be cut short
+};
+
+struct Plan {
+  int64_t rows, row_packs;   // the matrix
+  int width, height;         // of the packs that a block takes side by side
+  int64_t block_packs;       // of a row, from one column of blocks to the next
+  int block_channels, span;  // planes: channels of a block, and packs of one of them side by side
+  // A thread's packs form lines of `length` packs, `stride` apart: down the rows, or along a plane
+  // that is larger than a block. A step is a chunk of `unroll` packs of a line.
+  int lines, length, chunks;
+  int64_t line_packs, stride;  // from one line to the next, from one pack of a line to the next
+  int tile_step, row_step;     // the stride again, as packs along the plane or as rows
+  int steps, slices;           // a slice is a row of blocks and takes every slices-th step
+  int step_chunks, step_lines;
+  int64_t step_packs, wrap_packs;
+  int64_t column_blocks, sums;  // sums that each slice leaves
+
+  dim3 grid() const { return dim3(static_cast<unsigned>(column_blocks), slices); }
+  int64_t partial_sums() const { return slices * sums; }
+};
+
+Plan make_plan(const Geometry& g, int pack, bool planes, int unroll, int64_t blocks) {
+  const auto smaller = [](int64_t a, int64_t b) { return static_cast<int>(std::min(a, b)); };
+  Plan plan = {};
+  if (planes) {
+    const int64_t plane_packs = g.inner / pack;
+    plan.rows = g.outer;
+    plan.row_packs = g.channels * plane_packs;
+    plan.span = smaller(plane_packs, kThreads);
+    plan.block_channels = smaller(kThreads / plan.span, g.channels);
+    plan.block_packs = plan.block_channels * plane_packs;
+    plan.width = plan.block_channels * plan.span;
+    plan.sums = g.channels;
+  } else {
+    plan.sums = std::lcm(g.channels, kUnit);
+    plan.rows = ceil_divide(g.outer, plan.sums / g.channels);
+    plan.row_packs = plan.sums / pack;
+    plan.width = smaller(plan.row_packs, kThreads);
+    plan.block_packs = plan.width;
+  }
+  plan.column_blocks = ceil_divide(plan.row_packs, plan.block_packs);
+  plan.height = kThreads / plan.width;
+
+  const bool along_plane = plan.block_packs > plan.width;
+  plan.tile_step = along_plane ? plan.width : 0;
+  plan.row_step = along_plane ? 0 : plan.height;
+  plan.stride = along_plane ? plan.width : plan.height * plan.row_packs;
+  plan.line_packs = plan.row_packs;
+  const int64_t lines = along_plane ? plan.rows : 1;
+  const int64_t length = along_plane ? ceil_divide(plan.block_packs, plan.width)
+                                     : ceil_divide(plan.rows, plan.height);
+  const int64_t chunks = ceil_divide(length, unroll), steps = lines * chunks;
+  if (lines * length > INT32_MAX / 2 || plan.column_blocks > INT32_MAX) {
+    throw std::invalid_argument("epilogue: the tensor is too large for the cuda backend");
+  }
+  plan.lines = static_cast<int>(lines);
+  plan.length = static_cast<int>(length);
+  plan.chunks = static_cast<int>(chunks);
+  plan.steps = static_cast<int>(steps);
+
+  const int64_t slices = std::clamp<int64_t>(blocks / plan.column_blocks, 1, steps);
+  plan.slices = static_cast<int>(ceil_divide(steps, ceil_divide(steps, slices)));
+  plan.step_chunks = plan.slices % plan.chunks;
+  plan.step_lines = plan.slices / plan.chunks;
+  const int64_t chunk_packs = unroll * plan.stride;
+  plan.step_packs = plan.step_lines * plan.line_packs + plan.step_chunks * chunk_packs;
+  plan.wrap_packs = plan.line_packs - plan.chunks * chunk_packs;
+  return plan;
+}
+
+// A thread's way through its packs, a chunk at a time.
+template <Layout layout, int unroll>
+class Path {
+ public:
+  __device__ explicit Path(const Plan& plan)
+      : x(threadIdx.x % plan.width), y(threadIdx.x / plan.width),
+        column(blockIdx.x * plan.block_packs + x), plan_(plan),
+        left_(min(plan.block_packs - x, plan.row_packs - column)), step_(blockIdx.y),
+        line_(step_ / plan.chunks), chunk_(step_ % plan.chunks),
+        pack_(y * plan.row_packs + column + line_ * plan.line_packs +
+              chunk_ * unroll * plan.stride),
+        length_(!owns_columns() ? 0 : plan.length - !is_inside(plan.length - 1)) {}
+
+  __device__ bool owns_columns() const { return y < plan_.height && is_inside(0); }
+  __device__ bool is_over() const { return step_ >= plan_.steps; }
+
+  // Of the packs of this chunk, u = 0 ... unroll - 1:
+  __device__ bool has(int u) const { return place(u) < length_; }
+  __device__ int64_t pack(int u) const { return pack_ + u * plan_.stride; }
+  __device__ int64_t row(int u) const {
+    return y + line_ + static_cast<int64_t>(place(u)) * plan_.row_step;
+  }
+  __device__ int64_t tile_packs(int u) const {
+    return static_cast<int64_t>(place(u)) * plan_.tile_step;
+  }
+
+  __device__ void step() {
+    step_ += plan_.slices;
+    chunk_ += plan_.step_chunks;
+    pack_ += plan_.step_packs;
+    if constexpr (layout == Layout::planes) {
+      line_ += plan_.step_lines;
+      if (chunk_ >= plan_.chunks) {
+        chunk_ -= plan_.chunks;
+        line_ += 1;
+        pack_ += plan_.wrap_packs;
+      }
+    }
+  }
+
+  const int x, y;
+  const int64_t column;  // the first pack's, in its row
+
+ private:
+  __device__ int place(int u) const { return chunk_ * unroll + u; }
+  __device__ bool is_inside(int64_t place) const {
+    return place * plan_.tile_step < left_ && y + place * plan_.row_step < plan_.rows;
+  }
+
+  const Plan& plan_;
+  const int64_t left_;  // packs of this block's channels from x on
+  int step_, line_, chunk_;
+  int64_t pack_;
+  const int length_;  // of the lines as far as this thread has packs
+};
+
+// The affine part v = scale * x + strength * noise + bias.
+template <class T>
+struct Parts {
+  Parts(const Epilogue& e, const Geometry& g)
+      : scale(static_cast<const float*>(e.scale)), noise(static_cast<const float*>(e.noise)),
+        strength(static_cast<const float*>(e.strength)), bias(static_cast<const T*>(e.bias)),
+        noise_per_sample(e.noise_per_sample), channels(g.channels), inner(g.inner),
+        pixels(g.pixels) {}
+
+  __device__ float strength_value() const { return strength ? *strength : 1.0f; }
+  __device__ float bias_value(int64_t channel) const {
+    return bias ? to_float(bias[channel]) : 0.0f;
+  }
+
+  const float *scale, *noise, *strength;
+  const T* bias;
+  bool noise_per_sample;
+  int64_t channels, inner;
+  Divider pixels;
+};
+
+template <int N>
+__device__ inline void load_floats(const float* p, float (&out)[N]) {
+  constexpr int step = N % 4 == 0 ? 4 : 1;
+#pragma unroll
+  for (int j = 0; j < N; j += step) {
+    const auto pack = Pack<float, step>::load(p + j);
+#pragma unroll
+    for (int k = 0; k < step; ++k) out[j + k] = pack[k];
+  }
+}
+
+// The numbers of Parts for a thread's packs; `move_to` loads those that change on the way.
+template <class T, int P, Layout layout>
+class Operands {
+  static constexpr bool kPlanes = layout == Layout::planes;
+
+ public:
+  static constexpr int kChannels = kPlanes ? 1 : P;
+
+  template <class Path>
+  __device__ Operands(const Parts<T>& parts, const Plan& plan, const Path& path)
+      : parts_(parts), strength_(parts.strength_value()) {
+    if constexpr (kPlanes) {
+      channel_ = static_cast<int64_t>(blockIdx.x) * plan.block_channels + path.x / plan.span;
+      plane_pack_ = path.x % plan.span;
+    } else {
+      channel_ = path.column * P;
+      if constexpr (layout == Layout::ragged) channel_ %= parts.channels;
+    }
+    int64_t channel = channel_;
+#pragma unroll
+    for (int j = 0; j < kChannels; ++j) {
+      bias_[j] = path.owns_columns() ? parts.bias_value(channel) : 0.0f;
+      if (++channel == parts.channels) channel = 0;
+    }
+  }
+
+  template <class Path>
+  __device__ void move_to(const Path& path, int u) {
+    int64_t pixel = path.row(u), sample = 0;
+    if constexpr (kPlanes) pixel = pixel * parts_.inner + (path.tile_packs(u) + plane_pack_) * P;
+    if (parts_.scale || (parts_.noise && !parts_.noise_per_sample)) sample = parts_.pixels(pixel);
+    if (parts_.scale) {
+      load_floats(parts_.scale + sample * parts_.channels + channel_, scale_);
+    } else {
+#pragma unroll
+      for (float& s : scale_) s = 1.0f;
+    }
+    if (parts_.noise) {
+      if (!parts_.noise_per_sample) pixel -= sample * parts_.pixels.divisor();
+      load_floats(parts_.noise + pixel, noise_);
+    } else {
+#pragma unroll
+      for (float& z : noise_) z = 0.0f;
+    }
+  }
+
+  __device__ int64_t channel() const { return channel_; }
+  __device__ float bias(int j) const { return bias_[kPlanes ? 0 : j]; }
+  __device__ float scale(int j) const { return scale_[kPlanes ? 0 : j]; }
+  __device__ float affine(float x, int j) const {
+    return scale(j) * x + strength_ * noise_[kPlanes ? j : 0] + bias(j);
+  }
+
+ private:
+  const Parts<T>& parts_;
+  const float strength_;
+  int64_t channel_;  // of the first element of a pack
+  int plane_pack_;
+  float bias_[kChannels], scale_[kChannels], noise_[kPlanes ? P : 1];
+};
+
+// The elements of a pack that are inside the tensor: all, save at the end of a ragged one.
+template <Layout layout, int P>
+class Reach {
+ public:
+  __device__ Reach(int64_t pack, int64_t numel) {
+    if constexpr (layout == Layout::ragged) {
+      count_ = static_cast<int>(max(int64_t(0), min(int64_t(P), numel - pack * P)));
+    }
+  }
+
+  __device__ bool has(int j) const { return layout != Layout::ragged || j < count_; }
+
+  template <class T>
+  __device__ Pack<T, P> read(const T* p, int64_t pack) const {
+    p += pack * P;
+    return has(P - 1) ? Pack<T, P>::load(p) : Pack<T, P>::load_some(p, count_);
+  }
+  template <class T>
+  __device__ void write(T* p, int64_t pack, const Pack<T, P>& values) const {
+    p += pack * P;
+    has(P - 1) ? values.store(p) : values.store_some(p, count_);
+  }
+
+ private:
+  int count_ = P;
+};
+
+template <class A>
+struct Table {
+  static constexpr int kUnroll = 2;  // packs of a thread in flight
+
+  explicit Table(const Epilogue& e) : alpha(static_cast<float>(e.alpha)) {}
+
+  __device__ float value(float v) const { return A::value(v, alpha); }
+  template <int order>
+  __device__ float derivative(float v) const {
+    if constexpr (order == 1) return A::slope(v, alpha);
+    return A::curvature(v, alpha);
+  }
+
+  float alpha;
+};
+
+// Every piecewise-linear activation: its slope on the negative branch is read off the table, and so
+// is whether it is 0 there, also for an infinite v.
+struct PiecewiseLinear {
+  static constexpr int kUnroll = 4;
+
+  template <class A>
+  PiecewiseLinear(A, const Epilogue& e)
+      : negative_slope(-A::value(-1.0f, static_cast<float>(e.alpha))),
+        rectifies(A::value(-INFINITY, static_cast<float>(e.alpha)) == 0.0f) {}
+
+  __device__ float value(float v) const {
+    return where(v <= 0.0f, rectifies ? 0.0f : negative_slope * v, v);
+  }
+
+  float negative_slope;
+  bool rectifies;
+};
+
+__device__ inline bool is_kept(float z, float clamp) { return fabsf(z) <= clamp; }
+
+// NaN stays NaN, as in torch.clamp.
+__device__ inline float clamped(float z, float clamp) {
+  return fabsf(z) > clamp ? copysignf(clamp, z) : z;
+}
+
+__device__ inline unsigned mask_bits(float v, float z, float clamp, int j) {
+  return static_cast<unsigned>(v <= 0.0f) << j |
+         static_cast<unsigned>(!is_kept(z, clamp)) << (kUnit + j);
+}
+
+template <class T, int P, Layout layout, bool affine, class Act>
+__global__ void __launch_bounds__(kThreads, kResident)
+    forward_kernel(const Plan plan, const Parts<T> parts, const Act act, float gain, float clamp,
+                   int64_t numel, const T* x, T* y, uint8_t* mask) {
+  constexpr int U = Act::kUnroll;
+  Path<layout, U> path(plan);
+  Operands<T, P, layout> operands(parts, plan, path);
+  for (; !path.is_over(); path.step()) {
+    Pack<T, P> in[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const Reach<layout, P> reach(path.pack(u), numel);
+      if (path.has(u) && reach.has(0)) in[u] = reach.read(x, path.pack(u));
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const int64_t pack = path.pack(u);
+      const Reach<layout, P> reach(pack, numel);
+      const bool is_on = path.has(u) && reach.has(0);
+      unsigned bits = 0;
+      if (is_on) {
+        if constexpr (affine) operands.move_to(path, u);
+        float values[P];
+#pragma unroll
+        for (int j = 0; j < P; ++j) {
+          const float in_j = in[u][j];
+          const float v = affine ? operands.affine(in_j, j) : in_j + operands.bias(j);
+          const float z = gain * act.value(v);
+          values[j] = clamped(z, clamp);
+          if (mask && reach.has(j)) bits |= mask_bits(v, z, clamp, j);
+        }
+        reach.write(y, pack, Pack<T, P>::rounded(values));
+      }
+      if (mask) {
+        if constexpr (P < kUnit) {
+          bits <<= pack * P % kUnit;
+          bits |= __shfl_xor_sync(~0u, bits, 1);
+        }
+        if (is_on && pack * P % kUnit == 0) {
+          reinterpret_cast<uint16_t*>(mask)[pack * P / kUnit] = static_cast<uint16_t>(bits);
+        }
+      }
+    }
+  }
+}
+
+// Any geometry and alignment: a thread takes whole mask units and follows their channels.
+template <class T, class Act>
+__global__ void __launch_bounds__(kThreads)
+    forward_units_kernel(const Parts<T> parts, const Divider inner, const Divider channels,
+                         bool aligned, const Act act, float gain, float clamp, int64_t numel,
+                         const T* x, T* y, uint8_t* mask) {
+  constexpr int P = 16 / sizeof(T);
+  const float strength = parts.strength_value();
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+       unit * kUnit < numel; unit += stride) {
+    const int64_t first = unit * kUnit;
+    const int count = static_cast<int>(min(int64_t(kUnit), numel - first));
+    const bool whole = aligned && count == kUnit;
+    int64_t plane = inner(first);
+    int64_t place = first - plane * parts.inner;
+    int64_t outer = channels(plane);
+    int64_t channel = plane - outer * parts.channels;
+    unsigned bits = 0;
+#pragma unroll
+    for (int half = 0; half < kUnit; half += P) {
+      const int left = count - half;
+      const T* from = x + first + half;
+      T* to = y + first + half;
+      const Pack<T, P> in =
+          whole ? Pack<T, P>::load(from) : Pack<T, P>::load_some(from, left);
+      float values[P] = {};
+#pragma unroll
+      for (int j = 0; j < P; ++j) {
+        if (j >= left) break;
+        float v = in[j];
+        if (parts.scale || parts.noise) {
+          const int64_t pixel = outer * parts.inner + place;
+          const int64_t sample = parts.pixels(pixel);
+          if (parts.scale) v *= parts.scale[sample * parts.channels + channel];
+          if (parts.noise) {
+            const int64_t shared = pixel - sample * parts.pixels.divisor();
+            v += strength * parts.noise[parts.noise_per_sample ? pixel : shared];
+          }
+        }
+        v += parts.bias_value(channel);
+        const float z = gain * act.value(v);
+        values[j] = clamped(z, clamp);
+        bits |= mask_bits(v, z, clamp, half + j);
+        if (++place == parts.inner) {
+          place = 0;
+          if (++channel == parts.channels) channel = 0, ++outer;
+        }
+      }
+      const auto out = Pack<T, P>::rounded(values);
+      whole ? out.store(to) : out.store_some(to, left);
+    }
+    if (mask) {
+      mask[2 * unit] = static_cast<uint8_t>(bits);
+      mask[2 * unit + 1] = static_cast<uint8_t>(bits >> kUnit);
+    }
+  }
+}
+
+// d(v) of a piecewise-linear activation, from the mask.
+template <class T>
+class Masked {
+ public:
+  static constexpr int kUnroll = 4;
+  static constexpr bool kAffine = false;
+
+  Masked(const Epilogue& e, double negative_slope, const T* dy, const uint8_t* mask)
+      : dy_(dy), mask_(mask), factor_(static_cast<float>(e.gain)),
+        negative_factor_(static_cast<float>(e.gain * negative_slope)),
+        dead_(factor_ == 0 ? 0xff : 0), negative_dead_(negative_factor_ == 0 ? 0xff : 0) {}
+
+  template <int P>
+  struct Input {
+    Pack<T, P> dy;
+    unsigned bits;
+  };
+
+  template <int P, class Reach>
+  __device__ Input<P> read(int64_t pack, const Reach& reach) const {
+    Input<P> in = {reach.read(dy_, pack), 0};
+    if (mask_) {
+      const int64_t element = pack * P, unit = element / kUnit;
+      if constexpr (P == 1) {
+        in.bits = mask_[2 * unit] | mask_[2 * unit + 1] << kUnit;
+      } else {
+        in.bits = reinterpret_cast<const uint16_t*>(mask_)[unit];
+      }
+      in.bits >>= element % kUnit;
+    }
+    return in;
+  }
+
+  template <int P, class Operands>
+  __device__ void derive(const Input<P>& in, const Operands&, float (&dv)[P]) const {
+    const unsigned zero = in.bits >> kUnit | (in.bits & negative_dead_) | dead_;
+#pragma unroll
+    for (int j = 0; j < P; ++j) {
+      const float factor = in.bits >> j & 1 ? negative_factor_ : factor_;
+      dv[j] = zero >> j & 1 ? 0.0f : factor * in.dy[j];
+    }
+  }
+
+ private:
+  const T* dy_;
+  const uint8_t* mask_;
+  float factor_, negative_factor_;
+  unsigned dead_, negative_dead_;
+};
+
+// d(v) of a curved activation, from the input.
+template <class T, class Act, int order>
+class Curved {
+ public:
+  static constexpr int kUnroll = 2;
+  static constexpr bool kAffine = true;
+
+  Curved(const Epilogue& e, const void* x, const void* dy, const void* h)
+      : act_(e), gain_(static_cast<float>(e.gain)), clamp_(static_cast<float>(e.clamp)),
+        x_(static_cast<const T*>(x)), dy_(static_cast<const T*>(dy)),
+        h_(static_cast<const T*>(h)) {}
+
+  template <int P>
+  struct Input {
+    Pack<T, P> x, dy, h;
+  };
+
+  template <int P, class Reach>
+  __device__ Input<P> read(int64_t pack, const Reach& reach) const {
+    Input<P> in;
+    in.x = reach.read(x_, pack);
+    in.dy = reach.read(dy_, pack);
+    if constexpr (order == 2) in.h = reach.read(h_, pack);
+    return in;
+  }
+
+  template <int P, class Operands>
+  __device__ void derive(const Input<P>& in, const Operands& operands, float (&dv)[P]) const {
+#pragma unroll
+    for (int j = 0; j < P; ++j) {
+      const float v = operands.affine(in.x[j], j);
+      float d = gain_ * in.dy[j];
+      if constexpr (order == 2) d *= in.h[j];
+      d *= act_.template derivative<order>(v);
+      dv[j] = is_kept(gain_ * act_.value(v), clamp_) ? d : 0.0f;
+    }
+  }
+
+ private:
+  Act act_;
+  float gain_, clamp_;
+  const T *x_, *dy_, *h_;
+};
+
+// Adds up entries that are `stride` threads apart; the one at place 0 gets the sum of `count`.
+template <int N>
+__device__ inline void tree_sum(float (&entries)[N][kThreads], int place, int count, int stride) {
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (place < half && place + half < count) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        entries[j][threadIdx.x] += entries[j][threadIdx.x + half * stride];
+      }
+    }
+  }
+}
+
+template <class Map, int P>
+constexpr int unroll = P == 1 ? 4 : Map::kUnroll;
+
+template <class T, int P, Layout layout, bool with_sum, class Map>
+__global__ void __launch_bounds__(kThreads, kResident)
+    derivative_kernel(const Plan plan, const Parts<T> parts, const Map map, int64_t numel, T* dx,
+                      float* sums) {
+  constexpr int U = unroll<Map, P>;
+  constexpr int K = Operands<T, P, layout>::kChannels;
+  Path<layout, U> path(plan);
+  Operands<T, P, layout> operands(parts, plan, path);
+  float sum[K] = {};
+  for (; !path.is_over(); path.step()) {
+    typename Map::template Input<P> in[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const Reach<layout, P> reach(path.pack(u), numel);
+      if (path.has(u) && reach.has(0)) in[u] = map.template read<P>(path.pack(u), reach);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const Reach<layout, P> reach(path.pack(u), numel);
+      if (!path.has(u) || !reach.has(0)) continue;
+      if (Map::kAffine || parts.scale) operands.move_to(path, u);
+      float d[P];
+      map.template derive<P>(in[u], operands, d);
+      if constexpr (with_sum) {
+#pragma unroll
+        for (int j = 0; j < P; ++j) sum[K == 1 ? 0 : j] += reach.has(j) ? d[j] : 0.0f;
+      }
+      if (parts.scale) {
+#pragma unroll
+        for (int j = 0; j < P; ++j) d[j] *= operands.scale(j);
+      }
+      reach.write(dx, path.pack(u), Pack<T, P>::rounded(d));
+    }
+  }
+
+  if constexpr (with_sum) {
+    __shared__ float entries[K][kThreads];
+#pragma unroll
+    for (int j = 0; j < K; ++j) entries[j][threadIdx.x] = sum[j];
+    tree_sum(entries, path.y, plan.height, plan.width);
+    if constexpr (layout == Layout::planes) {
+      tree_sum(entries, path.y == 0 ? path.x % plan.span : kThreads, plan.span, 1);
+    }
+    const bool owns_sum = layout != Layout::planes || path.x % plan.span == 0;
+    if (sums && path.y == 0 && owns_sum && path.owns_columns()) {
+      float* out = sums + blockIdx.y * plan.sums;
+      out += layout == Layout::planes ? operands.channel() : path.column * P;
+#pragma unroll
+      for (int j = 0; j < K; ++j) out[j] = entries[j][threadIdx.x];
+    }
+  }
+}
+
+constexpr int kSumChannels = 8;  // a 32-byte sector of the partial sums
+
+// sum[c] = the partial sums [rows, channels] added up over the rows, always in the same order.
+__global__ void __launch_bounds__(kThreads)
+    sum_kernel(const float* partial, int64_t rows, int64_t channels, float* sum) {
+  constexpr int height = kThreads / kSumChannels;
+  const int y = threadIdx.x / kSumChannels;
+  const int64_t channel =
+      static_cast<int64_t>(blockIdx.x) * kSumChannels + threadIdx.x % kSumChannels;
+  __shared__ float entries[1][kThreads];
+  float total = 0.0f;
+  if (channel < channels) {
+#pragma unroll 8
+    for (int64_t row = y; row < rows; row += height) total += partial[row * channels + channel];
+  }
+  entries[0][threadIdx.x] = total;
+  tree_sum(entries, y, height, kSumChannels);
+  if (y == 0 && channel < channels) sum[channel] = entries[0][threadIdx.x];
+}
+
+template <int bytes, class... Pointers>
+bool are_aligned(const Pointers*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % bytes == 0) && ...);
+}
+
+// Where nothing depends on the channel, any geometry is pixels of one channel, or of 8.
+Geometry simplified(const Epilogue& e, bool by_channel) {
+  const Geometry& g = e.geometry;
+  if (by_channel || e.scale || e.noise) return g;
+  const int64_t numel = g.numel(), channels = numel % kUnit ? 1 : kUnit;
+  return {numel / channels, channels, 1, numel / channels};
+}
+
+// Whether packs keep to one channel each or, ragged, to the same ones in every row.
+bool has_packs(const Epilogue& e, const Geometry& g, bool ragged) {
+  const bool per_sample = e.scale || e.noise;
+  if (g.inner > 1) return g.inner % kUnit == 0 && !(per_sample && g.pixels % kUnit);
+  return g.channels % kUnit == 0 || (ragged && !per_sample);
+}
+
+template <Layout layout>
+using LayoutConstant = std::integral_constant<Layout, layout>;
+
+template <bool ragged, class F>
+void with_layout(const Geometry& g, F&& f) {
+  if (g.inner > 1) {
+    f(LayoutConstant<Layout::planes>());
+  } else if (!ragged || g.channels % kUnit == 0) {
+    f(LayoutConstant<Layout::columns>());
+  } else if constexpr (ragged) {
+    f(LayoutConstant<Layout::ragged>());
+  }
+}
+
+template <class F>
+void with_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::float32: return f(float());
+    case DType::float16: return f(__half());
+    case DType::bfloat16: return f(__nv_bfloat16());
+    default:
+      throw std::invalid_argument("epilogue: the cuda backend supports float32, float16 and "
+                                  "bfloat16, not dtype code " +
+                                  std::to_string(static_cast<int>(dtype)));
+  }
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, void* stream, const Arguments&... arguments) {
+  STYLEGAN_FAST_LAUNCH(kernel, grid, dim3(kThreads), static_cast<cudaStream_t>(stream),
+                       arguments...);
+  check(cudaGetLastError(), "launch of an epilogue kernel");
+}
+
+// The blocks to aim at: one wave where each leaves partial sums.
+int64_t blocks(bool with_sum) {
+  return static_cast<int64_t>(multiprocessors()) * kResident * (with_sum ? 1 : kWaves);
+}
+
+template <class T, class Act>
+void forward(const Epilogue& e, const Act& act, const T* x, T* y, uint8_t* mask, void* stream) {
+  constexpr int P = 16 / sizeof(T);
+  constexpr bool linear = std::is_same_v<Act, PiecewiseLinear>;
+  const Geometry g = simplified(e, e.bias);
+  const Parts<T> parts(e, g);
+  const int64_t numel = g.numel();
+  const float gain = static_cast<float>(e.gain), clamp = static_cast<float>(e.clamp);
+  const bool aligned = are_aligned<16>(x, y);
+
+  if (aligned && are_aligned<16>(e.scale, e.noise) && are_aligned<2>(mask) &&
+      has_packs(e, g, linear)) {
+    with_layout<linear>(g, [&](auto constant) {
+      constexpr Layout layout = decltype(constant)::value;
+      const Plan plan = make_plan(g, P, layout == Layout::planes, Act::kUnroll, blocks(false));
+      const auto run = [&](auto kernel) {
+        launch(kernel, plan.grid(), stream, plan, parts, act, gain, clamp, numel, x, y, mask);
+      };
+      if constexpr (layout == Layout::ragged) {
+        run(forward_kernel<T, P, layout, false, Act>);
+      } else if (!linear || e.scale || e.noise) {
+        run(forward_kernel<T, P, layout, true, Act>);
+      } else if constexpr (linear) {
+        run(forward_kernel<T, P, layout, false, Act>);
+      }
+    });
+  } else {
+    const int64_t wanted = ceil_divide(ceil_divide(numel, kUnit), kThreads);
+    const dim3 grid(static_cast<unsigned>(std::min(wanted, blocks(false))));
+    launch(forward_units_kernel<T, Act>, grid, stream, parts, Divider(g.inner),
+           Divider(g.channels), aligned, act, gain, clamp, numel, x, y, mask);
+  }
+}
+
+template <class T, int P, Layout layout, bool with_sum, class Map>
+void derivative(const Geometry& g, const Parts<T>& parts, const Map& map, T* dx, float* sum,
+                float* workspace, void* stream) {
+  const Plan plan = make_plan(g, P, layout == Layout::planes, unroll<Map, P>, blocks(with_sum));
+  const int64_t rows = plan.partial_sums() / g.channels;
+  launch(derivative_kernel<T, P, layout, with_sum, Map>, plan.grid(), stream, plan, parts, map,
+         g.numel(), dx, rows == 1 ? sum : sum ? workspace : nullptr);
+  if (sum && rows > 1) {
+    const dim3 grid(static_cast<unsigned>(ceil_divide(g.channels, kSumChannels)));
+    launch(sum_kernel, grid, stream, workspace, rows, g.channels, sum);
+  }
+}
+
+template <bool with_sum, bool ragged, class T, class Map>
+void derivative(const Epilogue& e, const Geometry& g, bool aligned, const Map& map, T* dx,
+                float* sum, float* workspace, void* stream) {
+  const Parts<T> parts(e, g);
+  if (aligned && are_aligned<16>(dx, e.scale, e.noise) && has_packs(e, g, ragged)) {
+    with_layout<ragged>(g, [&](auto layout) {
+      derivative<T, 16 / sizeof(T), decltype(layout)::value, with_sum>(g, parts, map, dx, sum,
+                                                                       workspace, stream);
+    });
+  } else {
+    derivative<T, 1, Layout::planes, with_sum>(g, parts, map, dx, sum, workspace, stream);
+  }
+}
+
+// True where there is nothing to launch.
+bool is_empty(const Geometry& g, void* sum, void* stream) {
+  if (g.numel() > 0) return false;
+  if (sum && g.channels > 0) {
+    check(cudaMemsetAsync(sum, 0, g.channels * sizeof(float), static_cast<cudaStream_t>(stream)),
+          "cudaMemsetAsync");
+  }
+  return true;
+}
+
+[[noreturn]] void throw_unknown(int act) {
+  throw std::invalid_argument("epilogue: no such activation code: " + std::to_string(act));
+}
+
+}  // namespace
+
+int64_t epilogue_workspace(const Epilogue& e) {
+  const Geometry& g = e.geometry;
+  if (g.numel() == 0) return 0;
+  const int64_t target = blocks(true);
+  int64_t most = make_plan(g, 1, true, 1, target).partial_sums();
+  if (has_packs(e, g, true)) {
+    const int pack = e.dtype == DType::float32 ? 4 : 8;
+    most = std::max(most, make_plan(g, pack, g.inner > 1, 1, target).partial_sums());
+  }
+  return most;
+}
+
+void epilogue_forward(const Epilogue& e, const void* x, void* y, uint8_t* mask, void* stream) {
+  with_dtype(e.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (is_empty(e.geometry, nullptr, stream)) return;
+    const auto run = [&](const auto& act) {
+      forward(e, act, static_cast<const T*>(x), static_cast<T*>(y), mask, stream);
+    };
+    const bool known = with_activation(e.act, [&](auto act) {
+      using A = decltype(act);
+      if constexpr (A::curved) {
+        run(Table<A>(e));
+      } else {
+        run(PiecewiseLinear(act, e));
+      }
+    });
+    if (!known) throw_unknown(e.act);
+  });
+}
+
+void epilogue_masked(const Epilogue& e, double negative_slope, const void* dy, const uint8_t* mask,
+                     void* dx, void* sum, void* workspace, void* stream) {
+  with_dtype(e.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (is_empty(e.geometry, sum, stream)) return;
+    const Masked<T> map(e, negative_slope, static_cast<const T*>(dy), mask);
+    const auto run = [&](auto with_sum) {
+      derivative<with_sum(), true>(e, simplified(e, sum), are_aligned<16>(dy) && are_aligned<2>(mask),
+                                   map, static_cast<T*>(dx), static_cast<float*>(sum),
+                                   static_cast<float*>(workspace), stream);
+    };
+    sum ? run(std::true_type()) : run(std::false_type());
+  });
+}
+
+void epilogue_curved(const Epilogue& e, int order, const void* x, const void* dy, const void* h,
+                     void* dx, void* sum, void* workspace, void* stream) {
+  if (order != 1 && order != 2) {
+    throw std::invalid_argument("epilogue_curved: order must be 1 or 2, not " +
+                                std::to_string(order));
+  }
+  with_dtype(e.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (is_empty(e.geometry, sum, stream)) return;
+    const auto run = [&](const auto& map) {
+      derivative<true, false>(e, simplified(e, e.bias || sum), are_aligned<16>(x, dy, h), map,
+                              static_cast<T*>(dx), static_cast<float*>(sum),
+                              static_cast<float*>(workspace), stream);
+    };
+    const bool known = with_curved_activation(e.act, [&](auto act) {
+      using A = decltype(act);
+      order == 1 ? run(Curved<T, Table<A>, 1>(e, x, dy, h))
+                 : run(Curved<T, Table<A>, 2>(e, x, dy, h));
+    });
+    if (!known) throw_unknown(e.act);
+  });
+}
+
+}  // namespace cuda
+}  // namespace stylegan_fast

@@ -1,0 +1,43 @@
+"""Shared fixtures. STYLEGAN_FAST_TEST_DEVICE=cuda runs the same tests on a GPU (`make gpu`)."""
+
+import os
+
+DEVICE = os.environ.get("STYLEGAN_FAST_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    # Before any kernel is decorated: Triton then interprets them on CPU tensors.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
+import torch
+
+from stylegan_fast import backends
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device(DEVICE)
+
+
+@pytest.fixture(params=list(backends.BACKENDS))
+def backend(request) -> str:
+    """Every backend that can run on the test device; the others are skipped with their reason."""
+    reason = backends.refusal(request.param, "bias_act", DEVICE, torch.float32)
+    if reason is not None:
+        pytest.skip(f"{request.param}: {reason}")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """torch.empty returns NaN, so an element that no kernel wrote shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
