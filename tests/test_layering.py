@@ -33,7 +33,10 @@ LAYERS = (
     "training",
     "swap",
     PACKAGE,
+    "testing",
     "benchmarks",
+    "check",
+    "info",
     "__main__",
 )
 """From the bottom; the package's own `__init__` re-exports what is below it."""

@@ -17,11 +17,6 @@ from stylegan_fast.layers import (
 FIR = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def double(layer):
     """The layer in float64 with every parameter moved off its initial value."""
     layer = layer.double()

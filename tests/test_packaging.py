@@ -12,6 +12,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ INSTALLED_AS = {
     "stylegan_fast": "stylegan_fast",
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+QUICKLY = {"STYLEGAN_FAST_CUDA": "off", "CXXFLAGS": "-O0"}
 HAS_COMPILER = bool(os.environ.get("CXX") or os.environ.get("CC") or shutil.which("c++"))
 
 
@@ -36,7 +38,7 @@ def run(*command, cwd, check=True, **environment) -> subprocess.CompletedProcess
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={**os.environ, "STYLEGAN_FAST_CUDA": "off", **environment},
+        env={**os.environ, **QUICKLY, **environment},
         capture_output=True,
         text=True,
     )
@@ -90,7 +92,7 @@ def wheel(tree) -> Path:
 def environment_with_torch(folder: Path) -> Path:
     """The interpreter of a new virtual environment that sees the packages of this one."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
-    python = next(folder.glob("*/python*"))
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     purelib = run(
         python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder
     ).stdout.strip()
@@ -204,15 +206,14 @@ def test_installed_command_runs(installed, tmp_path):
         assert verb in by_name and verb in by_module
 
 
-@pytest.mark.slow
-def test_code_for_one_simd_level_is_not_shared(tree, wheel):
+def test_code_for_one_simd_level_is_not_shared():
     """The linker keeps one copy of an inline function of all objects: it must run everywhere."""
-    objects = sorted(tree.glob("build/*/*.avx*.o"))
+    objects = sorted(ROOT.glob("build/*/*.avx*.o"))
     if not objects or not shutil.which("nm"):
-        pytest.skip("needs x86-64 objects and nm")
+        pytest.skip("needs nm and the objects of an installation from this checkout, on x86-64")
     for path in objects:
         level = path.name.split(".")[-2]
-        lines = run("nm", "-C", path, cwd=tree).stdout.splitlines()
+        lines = run("nm", "-C", path, cwd=ROOT).stdout.splitlines()
         shared = [line for line in lines if re.search(r" [VWu] (?!DW\.ref\.)", line)]
         assert [line for line in shared if f"stylegan_fast::cpu::{level}::" not in line] == []
 
@@ -297,9 +298,14 @@ def test_a_failing_nvcc_costs_only_the_cuda_kernels(tree, wheel, tmp_path, broke
 
 @pytest.fixture
 def setup_module(monkeypatch):
-    """setup.py, imported without running setup()."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("setuptools.setup", lambda **keywords: None)
+    """The functions of setup.py."""
+    command = ModuleType("setuptools.command.build_ext")
+    command.build_ext = object
+    package = ModuleType("setuptools")
+    package.Extension = package.setup = lambda *arguments, **keywords: None
+    monkeypatch.setitem(sys.modules, "setuptools", package)
+    monkeypatch.setitem(sys.modules, "setuptools.command", ModuleType("setuptools.command"))
+    monkeypatch.setitem(sys.modules, command.__name__, command)
     spec = importlib.util.spec_from_file_location("setup_module", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -330,8 +336,8 @@ def test_architectures_that_cannot_be_read_raise(setup_module, monkeypatch, want
 @pytest.mark.parametrize(
     "variables, command",
     [
-        ({}, ["c++"]),
-        ({"CC": "gcc-12"}, ["g++-12"]),
+        ({}, "c++"),
+        ({"CC": "gcc-12"}, "g++-12"),
         ({"CC": "ccache /opt/clang-17/bin/clang -m64"}, "ccache /opt/clang-17/bin/clang++ -m64"),
         ({"CC": "aarch64-linux-gnu-gcc"}, "aarch64-linux-gnu-g++"),
         ({"CC": "gcc", "CXX": "clang++"}, "clang++"),
@@ -345,7 +351,7 @@ def test_compiler_choice(setup_module, monkeypatch, variables, command):
     monkeypatch.setattr(setup_module, "run", lambda *command: "aarch64-linux-gnu\n")
     monkeypatch.setattr(setup_module, "write", lambda name, text: name)
     host = setup_module.host_compiler()
-    assert host["command"] == (command.split() if isinstance(command, str) else command)
+    assert host["command"] == command.split()
     assert list(host["levels"]) == ["baseline"]
 
 
@@ -354,10 +360,10 @@ import sys
 import torch
 before = set(sys.modules)
 import stylegan_fast
-for name in set(sys.modules) - before:
-    assert name.split(".")[0] not in ("triton", "rich", "matplotlib"), name
-    assert not name.startswith(("stylegan_fast.kernels", "stylegan_fast.benchmarks")), name
-assert not torch.cuda.is_initialized()
+heavy = {"triton", "rich", "matplotlib", "torch._dynamo"}
+heavy |= {"stylegan_fast.kernels", "stylegan_fast.benchmarks"}
+print(end=" ".join((set(sys.modules) - before) & heavy))
+print(end="CUDA is initialised" if torch.cuda.is_initialized() else "")
 """
 
 

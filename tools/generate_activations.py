@@ -75,7 +75,7 @@ def header(table) -> str:
         "}",
         "",
         "template <class F>",
-        "bool with_curved_activation(int code, F&& f) {",
+        "STYLEGAN_FAST_HD bool with_curved_activation(int code, F&& f) {",
         "  switch (code) {",
         *(
             f"    case {row.code}: f({row.name.capitalize()}{{}}); return true;"

@@ -25,7 +25,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kUnit = 8;      // elements of a mask unit
 constexpr int kResident = 4;  // blocks of a multiprocessor, which bounds their registers to 64
-constexpr int kWaves = 4;     // of blocks where no block leaves partial sums: evens out their ends
+constexpr int kWaves = 4;     // of blocks, which evens out their ends
 
 enum class Layout {
   planes,   // every pack is inside one plane
@@ -40,7 +40,7 @@ struct Plan {
   int block_channels, span;  // planes: channels of a block, and packs of one of them side by side
   // A thread's packs form lines of `length` packs, `stride` apart: down the rows, or along a plane
   // that is larger than a block. A step is a chunk of `unroll` packs of a line.
-  int lines, length, chunks;
+  int length, chunks;
   int64_t line_packs, stride;  // from one line to the next, from one pack of a line to the next
   int tile_step, row_step;     // the stride again, as packs along the plane or as rows
   int steps, slices;           // a slice is a row of blocks and takes every slices-th step
@@ -49,7 +49,9 @@ struct Plan {
   int64_t column_blocks, sums;  // sums that each slice leaves
 
   dim3 grid() const { return dim3(static_cast<unsigned>(column_blocks), slices); }
-  int64_t partial_sums() const { return slices * sums; }
+  int64_t most_slices(int64_t blocks) const {
+    return std::clamp<int64_t>(blocks / column_blocks, 1, steps);
+  }
 };
 
 Plan make_plan(const Geometry& g, int pack, bool planes, int unroll, int64_t blocks) {
@@ -86,13 +88,11 @@ Plan make_plan(const Geometry& g, int pack, bool planes, int unroll, int64_t blo
   if (lines * length > INT32_MAX / 2 || plan.column_blocks > INT32_MAX) {
     throw std::invalid_argument("epilogue: the tensor is too large for the cuda backend");
   }
-  plan.lines = static_cast<int>(lines);
   plan.length = static_cast<int>(length);
   plan.chunks = static_cast<int>(chunks);
   plan.steps = static_cast<int>(steps);
 
-  const int64_t slices = std::clamp<int64_t>(blocks / plan.column_blocks, 1, steps);
-  plan.slices = static_cast<int>(ceil_divide(steps, ceil_divide(steps, slices)));
+  plan.slices = static_cast<int>(ceil_divide(steps, ceil_divide(steps, plan.most_slices(blocks))));
   plan.step_chunks = plan.slices % plan.chunks;
   plan.step_lines = plan.slices / plan.chunks;
   const int64_t chunk_packs = unroll * plan.stride;
@@ -104,16 +104,18 @@ Plan make_plan(const Geometry& g, int pack, bool planes, int unroll, int64_t blo
 // A thread's way through its packs, a chunk at a time.
 template <Layout layout, int unroll>
 class Path {
+  static constexpr bool kLines = layout == Layout::planes;  // otherwise there is one
+
  public:
   __device__ explicit Path(const Plan& plan)
       : x(threadIdx.x % plan.width), y(threadIdx.x / plan.width),
-        column(blockIdx.x * plan.block_packs + x), plan_(plan),
-        left_(min(plan.block_packs - x, plan.row_packs - column)), step_(blockIdx.y),
-        line_(step_ / plan.chunks), chunk_(step_ % plan.chunks),
-        pack_(y * plan.row_packs + column + line_ * plan.line_packs +
+        plan_(plan), left_(min(plan.block_packs - x, plan.row_packs - column())), step_(blockIdx.y),
+        line_(kLines ? step_ / plan.chunks : 0), chunk_(step_ - line_ * plan.chunks),
+        pack_(y * plan.row_packs + column() + line_ * plan.line_packs +
               chunk_ * unroll * plan.stride),
         length_(!owns_columns() ? 0 : plan.length - !is_inside(plan.length - 1)) {}
 
+  __device__ int64_t column() const { return blockIdx.x * plan_.block_packs + x; }  // in its row
   __device__ bool owns_columns() const { return y < plan_.height && is_inside(0); }
   __device__ bool is_over() const { return step_ >= plan_.steps; }
 
@@ -129,9 +131,11 @@ class Path {
 
   __device__ void step() {
     step_ += plan_.slices;
-    chunk_ += plan_.step_chunks;
     pack_ += plan_.step_packs;
-    if constexpr (layout == Layout::planes) {
+    if constexpr (!kLines) {
+      chunk_ += plan_.slices;
+    } else {
+      chunk_ += plan_.step_chunks;
       line_ += plan_.step_lines;
       if (chunk_ >= plan_.chunks) {
         chunk_ -= plan_.chunks;
@@ -142,7 +146,6 @@ class Path {
   }
 
   const int x, y;
-  const int64_t column;  // the first pack's, in its row
 
  private:
   __device__ int place(int u) const { return chunk_ * unroll + u; }
@@ -189,7 +192,7 @@ __device__ inline void load_floats(const float* p, float (&out)[N]) {
   }
 }
 
-// The numbers of Parts for a thread's packs; `move_to` loads those that change on the way.
+// The numbers of Parts for a thread's packs.
 template <class T, int P, Layout layout>
 class Operands {
   static constexpr bool kPlanes = layout == Layout::planes;
@@ -204,50 +207,59 @@ class Operands {
       channel_ = static_cast<int64_t>(blockIdx.x) * plan.block_channels + path.x / plan.span;
       plane_pack_ = path.x % plan.span;
     } else {
-      channel_ = path.column * P;
+      channel_ = path.column() * P;
       if constexpr (layout == Layout::ragged) channel_ %= parts.channels;
     }
     int64_t channel = channel_;
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) {
       bias_[j] = path.owns_columns() ? parts.bias_value(channel) : 0.0f;
-      if (++channel == parts.channels) channel = 0;
+      ++channel;
+      if constexpr (layout == Layout::ragged) channel = channel == parts.channels ? 0 : channel;
     }
   }
 
+  // The parts of v at one pack, of which scale and noise change on the way.
+  struct Local {
+    __device__ float affine(float x, int j) const {
+      return scale(j) * x + noise[kPlanes ? j : 0] + bias[kPlanes ? 0 : j];
+    }
+    __device__ float scale(int j) const { return scales[kPlanes ? 0 : j]; }
+
+    float scales[kChannels], noise[kPlanes ? P : 1];
+    const float (&bias)[kChannels];
+  };
+
   template <class Path>
-  __device__ void move_to(const Path& path, int u) {
+  __device__ Local at(const Path& path, int u) const {
+    Local local = {{}, {}, bias_};
     int64_t pixel = path.row(u), sample = 0;
     if constexpr (kPlanes) pixel = pixel * parts_.inner + (path.tile_packs(u) + plane_pack_) * P;
     if (parts_.scale || (parts_.noise && !parts_.noise_per_sample)) sample = parts_.pixels(pixel);
     if (parts_.scale) {
-      load_floats(parts_.scale + sample * parts_.channels + channel_, scale_);
+      load_floats(parts_.scale + sample * parts_.channels + channel_, local.scales);
     } else {
 #pragma unroll
-      for (float& s : scale_) s = 1.0f;
+      for (float& s : local.scales) s = 1.0f;
     }
     if (parts_.noise) {
       if (!parts_.noise_per_sample) pixel -= sample * parts_.pixels.divisor();
-      load_floats(parts_.noise + pixel, noise_);
-    } else {
+      load_floats(parts_.noise + pixel, local.noise);
 #pragma unroll
-      for (float& z : noise_) z = 0.0f;
+      for (float& z : local.noise) z *= strength_;
     }
+    return local;
   }
 
   __device__ int64_t channel() const { return channel_; }
   __device__ float bias(int j) const { return bias_[kPlanes ? 0 : j]; }
-  __device__ float scale(int j) const { return scale_[kPlanes ? 0 : j]; }
-  __device__ float affine(float x, int j) const {
-    return scale(j) * x + strength_ * noise_[kPlanes ? j : 0] + bias(j);
-  }
 
  private:
   const Parts<T>& parts_;
   const float strength_;
   int64_t channel_;  // of the first element of a pack
   int plane_pack_;
-  float bias_[kChannels], scale_[kChannels], noise_[kPlanes ? P : 1];
+  float bias_[kChannels];
 };
 
 // The elements of a pack that are inside the tensor: all, save at the end of a ragged one.
@@ -261,6 +273,9 @@ class Reach {
   }
 
   __device__ bool has(int j) const { return layout != Layout::ragged || j < count_; }
+  __device__ unsigned mask() const {  // of both bytes of a mask unit
+    return ((1u << count_) - 1) * (1 | 1 << kUnit);
+  }
 
   template <class T>
   __device__ Pack<T, P> read(const T* p, int64_t pack) const {
@@ -277,50 +292,85 @@ class Reach {
   int count_ = P;
 };
 
-template <class A>
-struct Table {
-  static constexpr int kUnroll = 2;  // packs of a thread in flight
-
-  explicit Table(const Epilogue& e) : alpha(static_cast<float>(e.alpha)) {}
-
-  __device__ float value(float v) const { return A::value(v, alpha); }
-  template <int order>
-  __device__ float derivative(float v) const {
-    if constexpr (order == 1) return A::slope(v, alpha);
-    return A::curvature(v, alpha);
-  }
-
-  float alpha;
-};
+__device__ inline bool is_kept(float z, float clamp) { return fabsf(z) <= clamp; }
 
 // Every piecewise-linear activation: its slope on the negative branch is read off the table, and so
 // is whether it is 0 there, also for an infinite v.
-struct PiecewiseLinear {
+class PiecewiseLinear {
+ public:
   static constexpr int kUnroll = 4;
 
   template <class A>
   PiecewiseLinear(A, const Epilogue& e)
-      : negative_slope(-A::value(-1.0f, static_cast<float>(e.alpha))),
-        rectifies(A::value(-INFINITY, static_cast<float>(e.alpha)) == 0.0f) {}
+      : negative_slope_(-A::value(-1.0f, static_cast<float>(e.alpha))),
+        rectifies_(A::value(-INFINITY, static_cast<float>(e.alpha)) == 0.0f) {}
 
-  __device__ float value(float v) const {
-    return where(v <= 0.0f, rectifies ? 0.0f : negative_slope * v, v);
+  template <int P>
+  __device__ void apply(const float (&v)[P], float (&value)[P]) const {
+#pragma unroll
+    for (int j = 0; j < P; ++j) {
+      value[j] = where(v[j] <= 0.0f, rectifies_ ? 0.0f : negative_slope_ * v[j], v[j]);
+    }
   }
 
-  float negative_slope;
-  bool rectifies;
+ private:
+  float negative_slope_;
+  bool rectifies_;
 };
 
-__device__ inline bool is_kept(float z, float clamp) { return fabsf(z) <= clamp; }
+// Every curved activation; one branch for a whole pack, so that they share a kernel.
+class AnyCurved {
+ public:
+  static constexpr int kUnroll = 2;
 
-// NaN stays NaN, as in torch.clamp.
-__device__ inline float clamped(float z, float clamp) {
-  return fabsf(z) > clamp ? copysignf(clamp, z) : z;
-}
+  explicit AnyCurved(const Epilogue& e) : code_(e.act), alpha_(static_cast<float>(e.alpha)) {}
 
-__device__ inline unsigned mask_bits(float v, float z, float clamp, int j) {
-  return static_cast<unsigned>(v <= 0.0f) << j |
-         static_cast<unsigned>(!is_kept(z, clamp)) << (kUnit + j);
+  template <int P>
+  __device__ void apply(const float (&v)[P], float (&value)[P]) const {
+    with_curved_activation(code_, [&](auto act) {
+#pragma unroll
+      for (int j = 0; j < P; ++j) value[j] = act.value(v[j], alpha_);
+    });
+  }
+
+  // Puts the derivative of this order, 1 or 2, in place of v. Returns a bit for each element that
+  // the clamp keeps.
+  template <int P>
+  __device__ unsigned differentiate(int order, float gain, float clamp, float (&v)[P]) const {
+    unsigned kept = 0;
+    with_curved_activation(code_, [&](auto act) {
+#pragma unroll
+      for (int j = 0; j < P; ++j) {
+        kept |= static_cast<unsigned>(is_kept(gain * act.value(v[j], alpha_), clamp)) << j;
+        v[j] = order == 1 ? act.slope(v[j], alpha_) : act.curvature(v[j], alpha_);
+      }
+    });
+    return kept;
+  }
+
+ private:
+  int code_;
+  float alpha_;
+};
+
+// y from v, in place; NaN stays NaN, as in torch.clamp. Returns a pack's bits of the mask.
+template <int P, class Act>
+__device__ inline unsigned finish(float (&values)[P], const Act& act, float gain, float clamp,
+                                  bool with_mask) {
+  float z[P];
+  act.apply(values, z);
+  unsigned bits = 0;
+#pragma unroll
+  for (int j = 0; j < P; ++j) {
+    z[j] *= gain;
+    if (with_mask) {
+      bits |= static_cast<unsigned>(values[j] <= 0.0f) << j |
+              static_cast<unsigned>(!is_kept(z[j], clamp)) << (kUnit + j);
+    }
+    const float below = z[j] > clamp ? clamp : z[j];
+    values[j] = below < -clamp ? -clamp : below;
+  }
+  return bits;
 }
 
 template <class T, int P, Layout layout, bool affine, class Act>
@@ -344,16 +394,16 @@ __global__ void __launch_bounds__(kThreads, kResident)
       const bool is_on = path.has(u) && reach.has(0);
       unsigned bits = 0;
       if (is_on) {
-        if constexpr (affine) operands.move_to(path, u);
         float values[P];
+        if constexpr (affine) {
+          const auto local = operands.at(path, u);
 #pragma unroll
-        for (int j = 0; j < P; ++j) {
-          const float in_j = in[u][j];
-          const float v = affine ? operands.affine(in_j, j) : in_j + operands.bias(j);
-          const float z = gain * act.value(v);
-          values[j] = clamped(z, clamp);
-          if (mask && reach.has(j)) bits |= mask_bits(v, z, clamp, j);
+          for (int j = 0; j < P; ++j) values[j] = local.affine(in[u][j], j);
+        } else {
+#pragma unroll
+          for (int j = 0; j < P; ++j) values[j] = in[u][j] + operands.bias(j);
         }
+        bits = finish(values, act, gain, clamp, mask != nullptr) & reach.mask();
         reach.write(y, pack, Pack<T, P>::rounded(values));
       }
       if (mask) {
@@ -409,19 +459,18 @@ __global__ void __launch_bounds__(kThreads)
             v += strength * parts.noise[parts.noise_per_sample ? pixel : shared];
           }
         }
-        v += parts.bias_value(channel);
-        const float z = gain * act.value(v);
-        values[j] = clamped(z, clamp);
-        bits |= mask_bits(v, z, clamp, half + j);
+        values[j] = v + parts.bias_value(channel);
         if (++place == parts.inner) {
           place = 0;
           if (++channel == parts.channels) channel = 0, ++outer;
         }
       }
+      bits |= finish(values, act, gain, clamp, mask != nullptr) << half;
       const auto out = Pack<T, P>::rounded(values);
       whole ? out.store(to) : out.store_some(to, left);
     }
     if (mask) {
+      bits &= ((1u << count) - 1) * (1 | 1 << kUnit);
       mask[2 * unit] = static_cast<uint8_t>(bits);
       mask[2 * unit + 1] = static_cast<uint8_t>(bits >> kUnit);
     }
@@ -433,7 +482,7 @@ template <class T>
 class Masked {
  public:
   static constexpr int kUnroll = 4;
-  static constexpr bool kAffine = false;
+  static constexpr int kResident = cuda::kResident;
 
   Masked(const Epilogue& e, double negative_slope, const T* dy, const uint8_t* mask)
       : dy_(dy), mask_(mask), factor_(static_cast<float>(e.gain)),
@@ -466,8 +515,9 @@ class Masked {
     const unsigned zero = in.bits >> kUnit | (in.bits & negative_dead_) | dead_;
 #pragma unroll
     for (int j = 0; j < P; ++j) {
-      const float factor = in.bits >> j & 1 ? negative_factor_ : factor_;
-      dv[j] = zero >> j & 1 ? 0.0f : factor * in.dy[j];
+      const float positive = factor_ * in.dy[j], negative = negative_factor_ * in.dy[j];
+      const float d = in.bits >> j & 1 ? negative : positive;
+      dv[j] = zero >> j & 1 ? 0.0f : d;
     }
   }
 
@@ -479,16 +529,16 @@ class Masked {
 };
 
 // d(v) of a curved activation, from the input.
-template <class T, class Act, int order>
+template <class T>
 class Curved {
  public:
-  static constexpr int kUnroll = 2;
-  static constexpr bool kAffine = true;
+  static constexpr int kUnroll = 1;  // of two or three inputs
+  static constexpr int kResident = sizeof(T) == 2 ? 3 : cuda::kResident;
 
-  Curved(const Epilogue& e, const void* x, const void* dy, const void* h)
-      : act_(e), gain_(static_cast<float>(e.gain)), clamp_(static_cast<float>(e.clamp)),
-        x_(static_cast<const T*>(x)), dy_(static_cast<const T*>(dy)),
-        h_(static_cast<const T*>(h)) {}
+  Curved(const Epilogue& e, int order, const void* x, const void* dy, const void* h)
+      : act_(e), order_(order), gain_(static_cast<float>(e.gain)),
+        clamp_(static_cast<float>(e.clamp)), x_(static_cast<const T*>(x)),
+        dy_(static_cast<const T*>(dy)), h_(static_cast<const T*>(h)) {}
 
   template <int P>
   struct Input {
@@ -500,24 +550,27 @@ class Curved {
     Input<P> in;
     in.x = reach.read(x_, pack);
     in.dy = reach.read(dy_, pack);
-    if constexpr (order == 2) in.h = reach.read(h_, pack);
+    if (order_ == 2) in.h = reach.read(h_, pack);
     return in;
   }
 
   template <int P, class Operands>
   __device__ void derive(const Input<P>& in, const Operands& operands, float (&dv)[P]) const {
+    const auto local = operands();
+#pragma unroll
+    for (int j = 0; j < P; ++j) dv[j] = local.affine(in.x[j], j);
+    const unsigned kept = act_.differentiate(order_, gain_, clamp_, dv);
 #pragma unroll
     for (int j = 0; j < P; ++j) {
-      const float v = operands.affine(in.x[j], j);
       float d = gain_ * in.dy[j];
-      if constexpr (order == 2) d *= in.h[j];
-      d *= act_.template derivative<order>(v);
-      dv[j] = is_kept(gain_ * act_.value(v), clamp_) ? d : 0.0f;
+      if (order_ == 2) d *= in.h[j];
+      dv[j] = kept >> j & 1 ? d * dv[j] : 0.0f;
     }
   }
 
  private:
-  Act act_;
+  AnyCurved act_;
+  int order_;
   float gain_, clamp_;
   const T *x_, *dy_, *h_;
 };
@@ -536,14 +589,14 @@ __device__ inline void tree_sum(float (&entries)[N][kThreads], int place, int co
   }
 }
 
-template <class Map, int P>
-constexpr int unroll = P == 1 ? 4 : Map::kUnroll;
+template <class Map, Layout layout>
+constexpr int unroll = layout == Layout::ragged ? Map::kUnroll / 2 : Map::kUnroll;
 
 template <class T, int P, Layout layout, bool with_sum, class Map>
-__global__ void __launch_bounds__(kThreads, kResident)
+__global__ void __launch_bounds__(kThreads, Map::kResident)
     derivative_kernel(const Plan plan, const Parts<T> parts, const Map map, int64_t numel, T* dx,
                       float* sums) {
-  constexpr int U = unroll<Map, P>;
+  constexpr int U = unroll<Map, layout>;
   constexpr int K = Operands<T, P, layout>::kChannels;
   Path<layout, U> path(plan);
   Operands<T, P, layout> operands(parts, plan, path);
@@ -559,16 +612,16 @@ __global__ void __launch_bounds__(kThreads, kResident)
     for (int u = 0; u < U; ++u) {
       const Reach<layout, P> reach(path.pack(u), numel);
       if (!path.has(u) || !reach.has(0)) continue;
-      if (Map::kAffine || parts.scale) operands.move_to(path, u);
       float d[P];
-      map.template derive<P>(in[u], operands, d);
+      map.template derive<P>(in[u], [&] { return operands.at(path, u); }, d);
       if constexpr (with_sum) {
 #pragma unroll
         for (int j = 0; j < P; ++j) sum[K == 1 ? 0 : j] += reach.has(j) ? d[j] : 0.0f;
       }
       if (parts.scale) {
+        const auto local = operands.at(path, u);
 #pragma unroll
-        for (int j = 0; j < P; ++j) d[j] *= operands.scale(j);
+        for (int j = 0; j < P; ++j) d[j] *= local.scale(j);
       }
       reach.write(dx, path.pack(u), Pack<T, P>::rounded(d));
     }
@@ -585,7 +638,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const bool owns_sum = layout != Layout::planes || path.x % plan.span == 0;
     if (sums && path.y == 0 && owns_sum && path.owns_columns()) {
       float* out = sums + blockIdx.y * plan.sums;
-      out += layout == Layout::planes ? operands.channel() : path.column * P;
+      out += layout == Layout::planes ? operands.channel() : path.column() * P;
 #pragma unroll
       for (int j = 0; j < K; ++j) out[j] = entries[j][threadIdx.x];
     }
@@ -666,9 +719,9 @@ void launch(void (*kernel)(Parameters...), dim3 grid, void* stream, const Argume
   check(cudaGetLastError(), "launch of an epilogue kernel");
 }
 
-// The blocks to aim at: one wave where each leaves partial sums.
-int64_t blocks(bool with_sum) {
-  return static_cast<int64_t>(multiprocessors()) * kResident * (with_sum ? 1 : kWaves);
+// In columns a block leaves sums for all its channels: fewer blocks are cheaper then.
+int64_t most_blocks(int resident, bool planes, bool with_sum) {
+  return static_cast<int64_t>(multiprocessors()) * resident * (planes || !with_sum ? kWaves : 1);
 }
 
 template <class T, class Act>
@@ -680,12 +733,13 @@ void forward(const Epilogue& e, const Act& act, const T* x, T* y, uint8_t* mask,
   const int64_t numel = g.numel();
   const float gain = static_cast<float>(e.gain), clamp = static_cast<float>(e.clamp);
   const bool aligned = are_aligned<16>(x, y);
+  const int64_t blocks = most_blocks(kResident, false, false);
 
   if (aligned && are_aligned<16>(e.scale, e.noise) && are_aligned<2>(mask) &&
       has_packs(e, g, linear)) {
     with_layout<linear>(g, [&](auto constant) {
       constexpr Layout layout = decltype(constant)::value;
-      const Plan plan = make_plan(g, P, layout == Layout::planes, Act::kUnroll, blocks(false));
+      const Plan plan = make_plan(g, P, layout == Layout::planes, Act::kUnroll, blocks);
       const auto run = [&](auto kernel) {
         launch(kernel, plan.grid(), stream, plan, parts, act, gain, clamp, numel, x, y, mask);
       };
@@ -699,7 +753,7 @@ void forward(const Epilogue& e, const Act& act, const T* x, T* y, uint8_t* mask,
     });
   } else {
     const int64_t wanted = ceil_divide(ceil_divide(numel, kUnit), kThreads);
-    const dim3 grid(static_cast<unsigned>(std::min(wanted, blocks(false))));
+    const dim3 grid(static_cast<unsigned>(std::min(wanted, blocks)));
     launch(forward_units_kernel<T, Act>, grid, stream, parts, Divider(g.inner),
            Divider(g.channels), aligned, act, gain, clamp, numel, x, y, mask);
   }
@@ -708,11 +762,14 @@ void forward(const Epilogue& e, const Act& act, const T* x, T* y, uint8_t* mask,
 template <class T, int P, Layout layout, bool with_sum, class Map>
 void derivative(const Geometry& g, const Parts<T>& parts, const Map& map, T* dx, float* sum,
                 float* workspace, void* stream) {
-  const Plan plan = make_plan(g, P, layout == Layout::planes, unroll<Map, P>, blocks(with_sum));
-  const int64_t rows = plan.partial_sums() / g.channels;
+  constexpr bool planes = layout == Layout::planes;
+  const Plan plan = make_plan(g, P, planes, unroll<Map, layout>,
+                              most_blocks(Map::kResident, planes, sum));
+  const int64_t rows = plan.slices * plan.sums / g.channels;
+  const bool has_stages = sum && rows > 1;
   launch(derivative_kernel<T, P, layout, with_sum, Map>, plan.grid(), stream, plan, parts, map,
-         g.numel(), dx, rows == 1 ? sum : sum ? workspace : nullptr);
-  if (sum && rows > 1) {
+         g.numel(), dx, has_stages ? workspace : sum);
+  if (has_stages) {
     const dim3 grid(static_cast<unsigned>(ceil_divide(g.channels, kSumChannels)));
     launch(sum_kernel, grid, stream, workspace, rows, g.channels, sum);
   }
@@ -751,13 +808,14 @@ bool is_empty(const Geometry& g, void* sum, void* stream) {
 int64_t epilogue_workspace(const Epilogue& e) {
   const Geometry& g = e.geometry;
   if (g.numel() == 0) return 0;
-  const int64_t target = blocks(true);
-  int64_t most = make_plan(g, 1, true, 1, target).partial_sums();
-  if (has_packs(e, g, true)) {
-    const int pack = e.dtype == DType::float32 ? 4 : 8;
-    most = std::max(most, make_plan(g, pack, g.inner > 1, 1, target).partial_sums());
-  }
-  return most;
+  const auto partial_sums = [&](int pack, bool planes) {
+    const int64_t blocks = most_blocks(kResident, planes, true);
+    const Plan plan = make_plan(g, pack, planes, 1, blocks);
+    return plan.most_slices(blocks) * plan.sums;
+  };
+  const int64_t one_by_one = partial_sums(1, true);
+  if (!has_packs(e, g, true)) return one_by_one;
+  return std::max(one_by_one, partial_sums(e.dtype == DType::float32 ? 4 : 8, g.inner > 1));
 }
 
 void epilogue_forward(const Epilogue& e, const void* x, void* y, uint8_t* mask, void* stream) {
@@ -768,9 +826,8 @@ void epilogue_forward(const Epilogue& e, const void* x, void* y, uint8_t* mask, 
       forward(e, act, static_cast<const T*>(x), static_cast<T*>(y), mask, stream);
     };
     const bool known = with_activation(e.act, [&](auto act) {
-      using A = decltype(act);
-      if constexpr (A::curved) {
-        run(Table<A>(e));
+      if constexpr (decltype(act)::curved) {
+        run(AnyCurved(e));
       } else {
         run(PiecewiseLinear(act, e));
       }
@@ -800,20 +857,16 @@ void epilogue_curved(const Epilogue& e, int order, const void* x, const void* dy
     throw std::invalid_argument("epilogue_curved: order must be 1 or 2, not " +
                                 std::to_string(order));
   }
+  bool is_curved = false;
+  with_activation(e.act, [&](auto act) { is_curved = decltype(act)::curved; });
+  if (!is_curved) throw_unknown(e.act);
   with_dtype(e.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (is_empty(e.geometry, sum, stream)) return;
-    const auto run = [&](const auto& map) {
-      derivative<true, false>(e, simplified(e, e.bias || sum), are_aligned<16>(x, dy, h), map,
-                              static_cast<T*>(dx), static_cast<float*>(sum),
-                              static_cast<float*>(workspace), stream);
-    };
-    const bool known = with_curved_activation(e.act, [&](auto act) {
-      using A = decltype(act);
-      order == 1 ? run(Curved<T, Table<A>, 1>(e, x, dy, h))
-                 : run(Curved<T, Table<A>, 2>(e, x, dy, h));
-    });
-    if (!known) throw_unknown(e.act);
+    const Curved<T> map(e, order, x, dy, h);
+    derivative<true, false>(e, simplified(e, e.bias || sum), are_aligned<16>(x, dy, h), map,
+                            static_cast<T*>(dx), static_cast<float*>(sum),
+                            static_cast<float*>(workspace), stream);
   });
 }
 

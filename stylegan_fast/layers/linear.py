@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..activations import activation as lookup_activation
-from ..ops import bias_act
+from ..ops.bias_act import bias_act
 
 
 class FullyConnectedLayer(nn.Module):

@@ -84,7 +84,16 @@ def _pad_or_crop(x: torch.Tensor, left: int, right: int, top: int, bottom: int) 
     if max(left, right, top, bottom) > 0:
         x = F.pad(x, [max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)])
     h, w = x.shape[2:]
-    return x[:, :, max(-top, 0) : h - max(-bottom, 0), max(-left, 0) : w - max(-right, 0)]
+    if min(top, bottom) < 0:
+        x = x.narrow(2, max(-top, 0), h + min(top, 0) + min(bottom, 0))
+    if min(left, right) < 0:
+        x = x.narrow(3, max(-left, 0), w + min(left, 0) + min(right, 0))
+    return x
+
+
+def _decimate(x: torch.Tensor, down: Pair) -> torch.Tensor:
+    dx, dy = down
+    return x if down == (1, 1) else x[:, :, ::dy, ::dx]
 
 
 def resampled_conv2d(
@@ -113,7 +122,7 @@ def resampled_conv2d(
     crop_x, crop_y = max(0, min(-left, -right)), max(0, min(-top, -bottom))
     y = F.conv_transpose2d(x, w, stride=(uy, ux), padding=(crop_y, crop_x), groups=groups)
     y = _pad_or_crop(y, left + crop_x, right + crop_x, top + crop_y, bottom + crop_y)
-    return y[:, :, ::dy, ::dx]
+    return _decimate(y, down)
 
 
 def upfirdn2d(
@@ -133,7 +142,8 @@ def upfirdn2d(
     if f is None:
         n, c, h, w = x.shape
         y = F.pad(x.reshape(n, c, h, 1, w, 1), [0, ux - 1, 0, 0, 0, uy - 1])
-        y = _pad_or_crop(y.reshape(n, c, h * uy, w * ux), x0, x1, y0, y1)[:, :, ::dy, ::dx] * gain
+        y = _pad_or_crop(y.reshape(n, c, h * uy, w * ux), x0, x1, y0, y1)
+        y = _decimate(y, (dx, dy)) * gain
     else:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         y, f = x.to(dtype), f.to(dtype)
