@@ -25,7 +25,7 @@ LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 LEVELS = {
     "kernel": ("forward", "backward"),
     "user": ("forward", "forward+backward", "double backward"),
-    "training": ("discriminator + R1", "generator + path length"),
+    "training": ("D + R1", "G + path length"),
 }
 """The modes of each level. A kernel writes into tensors that exist; a user calls the public
 function; a training step runs both networks."""

@@ -9,69 +9,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..testing import assert_matches, relative_error
+
 
 @dataclass
-class Elements:
-    """Each element within 4 units of rounding of its dtype: a formulation out of PyTorch's
-    operators rounds four times.
+class Expected:
+    """A result's float64 value, and how far from it one may be.
 
-    A sum of `terms` numbers with the 2-norm `norm` errs by a rounding of each of them, and by one
-    of a partial sum, which grows to `norm`, at each addition in the accumulation type.
+    Each element within the tolerance of its dtype and of the `terms` it sums; or, for what a whole
+    network computes, ‖result - value‖ <= relative * ‖value‖.
     """
 
     name: str
-    value: Tensor  # float64
-    dtype: torch.dtype
-    norm: Tensor | None = None
-    terms: int = 0
+    value: Tensor
+    terms: int = 1
+    relative: float | None = None
 
-    def excess(self, output: Tensor | None) -> float:
-        """The largest error as a multiple of the tolerance. None stands for zeros."""
-        if output is None:
-            return 0.0 if not self.value.any() else math.inf
-        if output.shape != self.value.shape:
-            return math.inf
-        precision = torch.finfo(self.dtype)
-        tolerance = self.value.abs().mul_(4 * precision.eps).add_(precision.tiny)
-        if self.norm is not None:
-            accumulation = torch.promote_types(self.dtype, torch.float32)
-            per_norm = precision.eps + math.sqrt(self.terms) * torch.finfo(accumulation).eps
-            tolerance += 4 * per_norm * self.norm
-        error = (output.double() - self.value).abs_().div_(tolerance)
-        return _largest(error)
-
-
-@dataclass
-class Vector:
-    """‖output - value‖ <= relative * max(‖value‖, floor), for what a whole network computes."""
-
-    name: str
-    value: Tensor  # float64
-    relative: float
-    floor: float
-
-    def excess(self, output: Tensor | None) -> float:
-        output = torch.zeros_like(self.value) if output is None else output.double()
-        if output.shape != self.value.shape:
-            return math.inf
-        scale = max(self.value.norm().item(), self.floor)
-        return _largest((output - self.value).norm() / (self.relative * scale))
-
-
-def _largest(error: Tensor) -> float:
-    """The maximum; a NaN is as wrong as can be."""
-    worst = error.max().item() if error.numel() else 0.0
-    return math.inf if math.isnan(worst) else worst
+    def error(self, result: Tensor | None) -> float:
+        """As a fraction of what is allowed. AssertionError above 1. None stands for zeros."""
+        result = torch.zeros_like(self.value) if result is None else result
+        if self.relative is None:
+            return assert_matches(result, self.value, reduction=self.terms, name=self.name)
+        error = relative_error(result, self.value) / self.relative
+        assert error <= 1, f"{self.name}: relative error {error * self.relative:.2g}"
+        return error
 
 
 @torch.no_grad()
-def check(
-    outputs: Sequence[Tensor | None], expected: Sequence[Elements | Vector]
-) -> tuple[float, str]:
-    """The largest error as a multiple of its tolerance, and what is wrong if that is above 1."""
-    if len(outputs) != len(expected):
-        return math.inf, f"{len(outputs)} results, expected {len(expected)}"
-    errors = {wanted.name: wanted.excess(output) for output, wanted in zip(outputs, expected)}
-    worst = max(errors, key=errors.__getitem__)
-    wrong = [f"{name}: error {error:.3g} x tolerance" for name, error in errors.items() if error > 1]
-    return errors[worst], "; ".join(wrong[:3]) + (" …" if len(wrong) > 3 else "")
+def check(results: Sequence[Tensor | None], expected: Sequence[Expected]) -> tuple[float, str]:
+    """The largest error as a fraction of what is allowed, and what is wrong, if anything is."""
+    if len(results) != len(expected):
+        return math.inf, f"{len(results)} results, expected {len(expected)}"
+    worst, wrong = 0.0, []
+    for result, wanted in zip(results, expected):
+        try:
+            worst = max(worst, wanted.error(result))
+        except AssertionError as failure:
+            worst = math.inf
+            wrong.append(str(failure).splitlines()[0].rstrip(":"))
+    return worst, "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")

@@ -6,7 +6,7 @@ Families, told apart by the files present:
     op/                           fused_leaky_relu(input, bias, negative_slope, scale)
 
 The first also has `training/networks.py` or `training/networks_stylegan2.py`, whose Generator and
-Discriminator take our weights.
+Discriminator have the names of ours and take our weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from unittest import mock
 
 import torch
@@ -26,78 +26,71 @@ from torch import Tensor
 
 from .machine import git_commit
 
+BiasAct = Callable[[Tensor, Tensor, float], Tensor]
+
 _TOP_LEVEL = ("torch_utils", "dnnlib", "training", "op", "model")
 
 
 @dataclass(frozen=True)
 class Peer:
     name: str
-    detail: str
+    detail: str = ""
     """Its commit."""
     problem: str = ""
     """Why it cannot be timed, if it cannot."""
-    bias_act: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    bias_act: BiasAct | None = None
     """(x, b, clamp) -> clamp(√2 · lrelu(x + b))"""
     networks: ModuleType | None = None
-    networks_problem: str = ""
+    networks_problem: str = "this family's networks differ from ours"
 
 
 def load(path: str, device: torch.device) -> Peer:
-    """Import a checkout's ops, and its networks if they are of the family that has ours' names."""
+    """Import a checkout. What goes wrong is in `problem` and `networks_problem`."""
     root = Path(path).expanduser().resolve()
     name = f"peer:{root.name}"
     if not root.is_dir():
-        return Peer(name, "", f"--peer {path}: there is no such folder")
+        return Peer(name, problem=f"--peer {path}: there is no such folder")
     commit, dirty = git_commit(root)
     detail = f"at {commit[:12]}{' with changes' if dirty else ''}" if commit else ""
-    family = _family(root)
-    if family is None:
-        wanted = "torch_utils/ops/bias_act.py or op/"
-        return Peer(name, detail, f"--peer {path}: no known layout, it has neither {wanted}")
-    try:
-        with _importing(root, device):
+    if (root / "torch_utils" / "ops" / "bias_act.py").is_file():
+        family = _torch_utils
+    elif (root / "op").is_dir():
+        family = _op
+    else:
+        problem = f"--peer {path} has neither torch_utils/ops/bias_act.py nor op/"
+        return Peer(name, detail, problem)
+    with _importing(root, device):
+        try:
             bias_act = family(device)
             # Extensions are compiled at the first call, and imports inside functions run then.
             bias_act(torch.ones(1, 2, 3, 3, device=device), torch.ones(2, device=device), 256.0)
-    except Exception as error:
-        return Peer(name, detail, f"import failed: {_line(error)}")
-    try:
-        with _importing(root, device):
-            networks, problem = _networks(root), ""
-    except Exception as error:
-        networks, problem = None, f"import failed: {_line(error)}"
-    return Peer(name, detail, "", bias_act, networks, problem)
+        except Exception as error:
+            return Peer(name, detail, f"import failed: {one_line(error)}")
+        for module in ("networks_stylegan2", "networks"):
+            if (root / "training" / f"{module}.py").is_file():
+                try:
+                    networks = importlib.import_module(f"training.{module}")
+                except Exception as error:
+                    problem = f"import failed: {one_line(error)}"
+                    return Peer(name, detail, "", bias_act, None, problem)
+                return Peer(name, detail, "", bias_act, networks, "")
+    return Peer(name, detail, "", bias_act)
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _family(root: Path) -> Callable | None:
-    if (root / "torch_utils" / "ops" / "bias_act.py").is_file():
-        return _torch_utils
-    if (root / "op").is_dir():
-        return _op
-    return None
-
-
-def _torch_utils(device: torch.device) -> Callable:
-    module = importlib.import_module("torch_utils.ops.bias_act")
+def _torch_utils(device: torch.device) -> BiasAct:
+    function = importlib.import_module("torch_utils.ops.bias_act").bias_act
     impl = "cuda" if device.type == "cuda" else "ref"
-    return lambda x, b, clamp: module.bias_act(x, b, act="lrelu", clamp=clamp, impl=impl)
+    return lambda x, b, clamp: function(x, b, act="lrelu", clamp=clamp, impl=impl)
 
 
-def _op(device: torch.device) -> Callable:
+def _op(device: torch.device) -> BiasAct:
     function = importlib.import_module("op").fused_leaky_relu
     return lambda x, b, clamp: function(x, b).clamp(-clamp, clamp)
-
-
-def _networks(root: Path) -> ModuleType | None:
-    for name in ("networks_stylegan2", "networks"):
-        if (root / "training" / f"{name}.py").is_file():
-            return importlib.import_module(f"training.{name}")
-    return None
 
 
 @contextlib.contextmanager
@@ -105,29 +98,30 @@ def _importing(root: Path, device: torch.device) -> Iterator[None]:
     """Inside, the checkout's packages are found, and only its own; after, none is left behind.
 
     `pkg_resources`, which newer versions of setuptools lack, is stood in for. Without a GPU the
-    extensions that the op/ family compiles at import are left out: on the CPU it does not call them.
+    extensions that the op/ family compiles at import are left out: on the CPU it calls none.
     """
-    modules = {name: module for name, module in sys.modules.items() if _conflicts(name)}
-    for name in modules:
-        del sys.modules[name]
+    others = _take(lambda name: name.split(".")[0] in _TOP_LEVEL)
+    stand_in = importlib.util.find_spec("pkg_resources") is None
+    if stand_in:
+        versions = ModuleType("pkg_resources")
+        vars(versions)["parse_version"] = torch.torch_version.TorchVersion
+        sys.modules["pkg_resources"] = versions
+    without_extensions = contextlib.nullcontext()
+    if device.type != "cuda":
+        extension = importlib.import_module("torch.utils.cpp_extension")
+        without_extensions = mock.patch.object(extension, "load", return_value=None)
     sys.path.insert(0, str(root))
-    with contextlib.ExitStack() as stack:
-        if importlib.util.find_spec("pkg_resources") is None:
-            stand_in = ModuleType("pkg_resources")
-            stand_in.parse_version = torch.torch_version.TorchVersion
-            stack.enter_context(mock.patch.dict(sys.modules, {"pkg_resources": stand_in}))
-        if device.type != "cuda":
-            extension = importlib.import_module("torch.utils.cpp_extension")
-            left_out = mock.patch.object(extension, "load", lambda *a, **k: SimpleNamespace())
-            stack.enter_context(left_out)
-        try:
+    try:
+        with without_extensions:
             yield
-        finally:
-            sys.path.remove(str(root))
-            for name in [name for name in sys.modules if _conflicts(name)]:
-                del sys.modules[name]
-            sys.modules.update(modules)
+    finally:
+        sys.path.remove(str(root))
+        _take(lambda name: name.split(".")[0] in _TOP_LEVEL)
+        sys.modules.update(others)
+        if stand_in:
+            del sys.modules["pkg_resources"]
 
 
-def _conflicts(name: str) -> bool:
-    return name.split(".")[0] in _TOP_LEVEL
+def _take(wanted: Callable[[str], bool]) -> dict[str, ModuleType]:
+    """Remove modules from sys.modules."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if wanted(name)}

@@ -92,9 +92,11 @@ def interleaved(
 
 
 def summary(samples: list[float]) -> Timing:
-    p20, median, p80 = torch.tensor(samples, dtype=torch.float64).quantile(
-        torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    ).tolist()
+    p20, median, p80 = (
+        torch.tensor(samples, dtype=torch.float64)
+        .quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+        .tolist()
+    )
     return Timing(median, p20, p80, len(samples))
 
 

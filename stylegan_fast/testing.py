@@ -27,20 +27,26 @@ def tolerance(dtype: torch.dtype, reduction: int = 1, scale: float = 1.0) -> flo
 
 def assert_matches(
     actual: torch.Tensor, expected: torch.Tensor, *, reduction: int = 1, name: str = "result"
-) -> None:
-    """actual equals the float64 `expected` within `tolerance`; NaN and infinities coincide."""
-    assert actual.shape == expected.shape, (
-        f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    )
+) -> float:
+    """actual equals the float64 `expected` within `tolerance`; NaN and infinities coincide.
+
+    Returns the largest error of a finite element as a fraction of the tolerance. AssertionError
+    shows the first five elements that differ by more.
+    """
+    if actual.shape != expected.shape:
+        raise AssertionError(
+            f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+        )
     if not actual.numel():
-        return
+        return 0.0
     expected = expected.detach().to(torch.float64)
     values = actual.detach().to(torch.float64)
     finite = expected.isfinite()
     scale = expected[finite].abs().max().item() if finite.any() else 0.0
     limit = tolerance(actual.dtype, reduction, max(1.0, scale))
-    close = (values - expected).abs() <= limit
-    wrong = ~torch.where(finite, close, (values == expected) | (values.isnan() & expected.isnan()))
+    errors = (values - expected).abs()
+    same = (values == expected) | (values.isnan() & expected.isnan())
+    wrong = ~torch.where(finite, errors <= limit, same)
     if wrong.any():
         lines = [
             f"  {tuple(index)}: {values[tuple(index)].item():.9g}, "
@@ -51,6 +57,7 @@ def assert_matches(
             f"{name}: {int(wrong.sum())} of {wrong.numel()} elements are off by more than "
             f"{limit:.3g} ({actual.dtype}, reduction {reduction}):\n" + "\n".join(lines)
         )
+    return errors[finite].max().item() / limit if finite.any() else 0.0
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

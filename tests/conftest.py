@@ -12,8 +12,6 @@ import torch
 
 from stylegan_fast import backends
 
-torch.set_num_threads(2)
-
 
 @pytest.fixture
 def device() -> torch.device:

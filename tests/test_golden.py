@@ -33,7 +33,7 @@ def with_recorded_gain(op):
     """The recordings multiply float32 taps by gain^(rank/2) and round to float32: so does this."""
 
     def run(x, f, gain, **arguments):
-        f = torch.ones(1, 1) if f is None else f
+        f = torch.ones(1, 1, device=x.device) if f is None else f
         stuffing = math.prod(_parse_scaling(arguments["up"])) if op is upsample2d else 1
         taps = f * (gain * stuffing) ** (f.ndim / 2)
         return op(x, taps, gain=1 / stuffing, **arguments)
@@ -57,6 +57,7 @@ OPS = {
 
 
 def recorded(*ops):
+    """One test parameter a case; tensors in float64, filters in float32."""
     for op in ops:
         archive = np.load(GOLDEN / f"{op}.npz")
         for case in json.loads(str(archive["manifest"])):
@@ -67,6 +68,10 @@ def recorded(*ops):
                 if name.startswith(prefix)
             }
             yield pytest.param(op, case, tensors, id=case["id"])
+
+
+def on(device, recording):
+    return {name: tensor.to(device) for name, tensor in recording.items()}
 
 
 def arguments_of(case, recording):
@@ -81,7 +86,8 @@ def assert_close(actual, expected, tolerance, what):
 
 
 @pytest.mark.parametrize("op, case, recording", list(recorded(*OPS)))
-def test_value_and_two_orders_of_gradients(op, case, recording):
+def test_value_and_two_orders_of_gradients(op, case, recording, device):
+    recording = on(device, recording)
     inputs = {name: recording[name].clone().requires_grad_() for name in case["inputs"]}
     y = OPS[op](**inputs, **arguments_of(case, recording))
     assert_close(y.detach(), recording["y"], 1e-12, "y")
@@ -104,13 +110,15 @@ def test_value_and_two_orders_of_gradients(op, case, recording):
 
 
 @pytest.mark.parametrize("op, case, recording", list(recorded(*FIR_OPS)))
-def test_gain(op, case, recording):
+def test_gain(op, case, recording, device):
+    recording = on(device, recording)
     y = FIR_OPS[op](recording["x"], **arguments_of(case, recording))
     assert_close(y, recording["y"], 1e-6, "y")  # the recording rounds its taps to float32
 
 
 @pytest.mark.parametrize("op, case, recording", list(recorded("modulated_conv2d_sg3")))
-def test_stylegan3_form_without_a_gain_differs_by_epsilon_only(op, case, recording):
+def test_stylegan3_form_without_a_gain_differs_by_epsilon_only(op, case, recording, device):
+    recording = on(device, recording)
     y = modulated_conv2d(recording["x"], recording["w"], recording["s"], **case["kwargs"])
     gain = recording.get("input_gain", 1)
     assert_close(y * gain, recording["y"], 1e-7, "y")

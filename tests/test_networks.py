@@ -577,7 +577,7 @@ def test_sixteen_bit_blocks(architecture, channels_last):
         tiny_generator(16, architecture=architecture, num_fp16_res=1, **half)
     ).eval()
     discriminator = perturbed(
-        tiny_discriminator(16, architecture=architecture, num_fp16_res=1, block_kwargs=half)
+        tiny_discriminator(16, architecture=architecture, num_fp16_res=2, block_kwargs=half)
     ).eval()
     formats = {}
 

@@ -120,13 +120,19 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 
 def test_listed_packages_are_the_directories():
-    inits = {
-        Path(target, path.relative_to(ROOT / source).parent)
+    directories = {
+        Path(target, path.parent.relative_to(ROOT / source))
         for source, target in INSTALLED_AS.items()
         for path in (ROOT / source).rglob("*.py")
     }
     listed = PROJECT["tool"]["setuptools"]["packages"]
-    assert sorted(listed) == sorted(".".join(path.parts) for path in inits)
+    assert sorted(listed) == sorted(".".join(path.parts) for path in directories)
+
+
+@pytest.mark.parametrize("source", INSTALLED_AS)
+def test_every_directory_is_a_package(source):
+    directories = {path.parent for path in (ROOT / source).rglob("*.py")}
+    assert [path for path in directories if not (path / "__init__.py").exists()] == []
 
 
 def test_development_extra_has_the_build_requirements():

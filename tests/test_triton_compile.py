@@ -188,9 +188,8 @@ def resources(compiled, folder):
 
 def main(folder):
     import triton
-    from triton.backends.compiler import GPUTarget
-
     from stylegan_fast.kernels import epilogue
+    from triton.backends.compiler import GPUTarget
 
     report = []
     for target, name in COMPILED:
@@ -229,10 +228,10 @@ def test_nothing_spills(report):
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_hot_kernels_leave_room_for_threads(report, target):
-    """At 64 registers a thread half of a multiprocessor's 2048 threads fit, which is enough to keep
+    """At 80 registers six blocks of 128 threads fit on a multiprocessor, which are enough to keep
     memory busy with 2 to 4 wide loads of each."""
     registers = {name: row[0] for (t, name), row in report.items() if t == target and name in HOT}
-    assert registers and max(registers.values()) <= 64, registers
+    assert registers and max(registers.values()) <= 80, registers
 
 
 def global_accesses(report, target, name):

@@ -408,11 +408,15 @@ def test_nan_and_infinity(dtype, geometry):
     dx, _ = run_masked(dy, unclamped_mask, None, geometry, 0.0, 1.0)
     same(dx, [0, inf, 0, nan, 0, 0, nan, 0])
 
-    dy = torch.ones_like(x)
+    dx, total = run_masked(dy, mask, None, geometry, 0.5, 0.0)
+    same(dx, [0] * 8)
+    assert not total.any()
+
+    dy = torch.tensor([nan, inf, 7, 1, 1, inf, nan, 1], dtype=dtype, device=DEVICE).view_as(x)
+    h = torch.ones_like(dy)
     for order in (1, 2):
-        dx, _ = run_curved(order, x, dy, dy, NOTHING, geometry, "elu", 0.0, 1.0, 2.0)
-        at_minus_one = math.exp(-1)
-        expected = [0, 0, 0, order % 2, at_minus_one, 0, 0, math.exp(-3)]
+        dx, _ = run_curved(order, x, dy, h, NOTHING, geometry, "elu", 0.0, 1.0, 2.0)
+        expected = [0, 0, 0, order % 2, math.exp(-1), 0, 0, math.exp(-3)]
         expected = torch.tensor(expected, dtype=torch.float64, device=DEVICE).view_as(dx)
         assert_close(dx, expected, expected.abs())
 

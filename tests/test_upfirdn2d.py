@@ -24,8 +24,7 @@ from stylegan_fast.ops.upfirdn2d import (
     upsample2d,
 )
 from stylegan_fast.reference.upfirdn2d import memory_format_of, output_size
-
-EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+from stylegan_fast.testing import assert_matches
 
 
 def definition(x, f, up, down, padding, flip_filter, gain):
@@ -53,6 +52,15 @@ def image(*shape, dtype=torch.float64, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def on(device, f):
+    return None if f is None else f.to(device)
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 X = image(2, 3, 5, 7)
 F23 = image(2, 3, dtype=torch.float32, seed=1)
 F5 = image(5, dtype=torch.float32, seed=2)
@@ -78,10 +86,10 @@ CASES = [
 
 @pytest.mark.parametrize("flip_filter", [False, True])
 @pytest.mark.parametrize("f, up, down, padding", CASES)
-def test_equals_the_definition(f, up, down, padding, flip_filter):
-    y = upfirdn2d(X, f, up, down, padding, flip_filter, gain=-1.7)
-    expected = definition(X, f, up, down, padding, flip_filter, -1.7)
-    torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-13)
+def test_equals_the_definition(f, up, down, padding, flip_filter, device):
+    x, taps = X.to(device), on(device, f)
+    y = upfirdn2d(x, taps, up, down, padding, flip_filter, gain=-1.7)
+    assert_matches(y.cpu(), definition(X, f, up, down, padding, flip_filter, -1.7))
     assert y.shape[2:] == output_size((5, 7), _get_filter_size(f), up, down, padding)
 
 
@@ -96,8 +104,8 @@ def test_separable_equals_scipy(up, down, taps):
 
 
 @pytest.mark.parametrize("f, up, down, padding", CASES)
-def test_gradients(f, up, down, padding):
-    x = image(1, 2, 2, 3).requires_grad_()
+def test_gradients(f, up, down, padding, device):
+    f, x = on(device, f), image(1, 2, 2, 3).to(device).requires_grad_()
     if min(output_size((2, 3), _get_filter_size(f), up, down, padding)) < 1:
         padding = [p + 3 for p in padding]
 
@@ -140,19 +148,20 @@ def test_the_third_derivative_of_a_cube_passes_through():
 
 @pytest.mark.parametrize("f", [F23, F5, None], ids=["2-D", "1-D", "None"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sixteen_bits_round_once(dtype, f):
-    x = X.to(dtype)
+def test_sixteen_bits_round_once(dtype, f, device):
+    f, x = on(device, f), X.to(device, dtype)
     y = upfirdn2d(x, f, up=2, down=[1, 3], padding=4, gain=1.3)
     expected = upfirdn2d(x.float(), f, up=2, down=[1, 3], padding=4, gain=1.3).to(dtype)
     assert y.dtype == dtype
     assert torch.equal(y, expected)
 
 
-def test_float32_is_exact_to_its_taps():
-    y = upfirdn2d(X.float(), F23, up=2, padding=2)
-    expected = upfirdn2d(X.float().double(), F23, up=2, padding=2)
-    bound = upfirdn2d(X.float().double().abs(), F23.abs(), up=2, padding=2)
-    assert ((y - expected).abs() <= 7 * EPS[torch.float32] * bound).all()  # 6 products
+def test_float32_is_exact_to_its_taps(device):
+    x, f = X.float().to(device), on(device, F23)
+    y = upfirdn2d(x, f, up=2, padding=2)
+    expected = upfirdn2d(x.double(), f, up=2, padding=2)
+    bound = upfirdn2d(x.double().abs(), f.abs(), up=2, padding=2)
+    assert ((y - expected).abs() <= 7 * torch.finfo(torch.float32).eps * bound).all()  # 6 products
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -190,11 +199,11 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("f, up, down, padding", CASES)
-def test_layouts(layout, f, up, down, padding):
-    x = LAYOUTS[layout](X)
-    assert torch.equal(x, X)
+def test_layouts(layout, f, up, down, padding, device):
+    f, x = on(device, f), LAYOUTS[layout](X.to(device))
+    assert torch.equal(x.cpu(), X)
     y = upfirdn2d(x, f, up, down, padding)
-    torch.testing.assert_close(y, upfirdn2d(X, f, up, down, padding))
+    assert_matches(y, upfirdn2d(X.to(device), f, up, down, padding))
     nhwc = "channels_last" in layout
     assert y.is_contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
 
@@ -220,9 +229,9 @@ def test_memory_format_is_the_one_pytorch_suggests(shape):
 
 
 @pytest.mark.parametrize("f, up, down, padding", CASES)
-def test_empty_batch(f, up, down, padding):
-    x = torch.empty(0, 3, 5, 7, requires_grad=True)
-    y = upfirdn2d(x, f, up, down, padding)
+def test_empty_batch(f, up, down, padding, device):
+    x = torch.empty(0, 3, 5, 7, requires_grad=True, device=device)
+    y = upfirdn2d(x, on(device, f), up, down, padding)
     assert y.shape == (0, *upfirdn2d(X, f, up, down, padding).shape[1:])
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert dx.shape == x.shape

@@ -671,9 +671,9 @@ bool are_aligned(const Pointers*... pointers) {
 }
 
 // Where nothing depends on the channel, any geometry is pixels of one channel, or of 8.
-Geometry simplified(const Epilogue& e, bool by_channel) {
+Geometry simplified(const Epilogue& e, const void* sum) {
   const Geometry& g = e.geometry;
-  if (by_channel || e.scale || e.noise) return g;
+  if (e.scale || e.noise || e.bias || sum) return g;
   const int64_t numel = g.numel(), channels = numel % kUnit ? 1 : kUnit;
   return {numel / channels, channels, 1, numel / channels};
 }
@@ -728,7 +728,7 @@ template <class T, class Act>
 void forward(const Epilogue& e, const Act& act, const T* x, T* y, uint8_t* mask, void* stream) {
   constexpr int P = 16 / sizeof(T);
   constexpr bool linear = std::is_same_v<Act, PiecewiseLinear>;
-  const Geometry g = simplified(e, e.bias);
+  const Geometry g = simplified(e, nullptr);
   const Parts<T> parts(e, g);
   const int64_t numel = g.numel();
   const float gain = static_cast<float>(e.gain), clamp = static_cast<float>(e.clamp);
@@ -776,8 +776,9 @@ void derivative(const Geometry& g, const Parts<T>& parts, const Map& map, T* dx,
 }
 
 template <bool with_sum, bool ragged, class T, class Map>
-void derivative(const Epilogue& e, const Geometry& g, bool aligned, const Map& map, T* dx,
-                float* sum, float* workspace, void* stream) {
+void derivative(const Epilogue& e, bool aligned, const Map& map, T* dx, float* sum,
+                float* workspace, void* stream) {
+  const Geometry g = simplified(e, sum);
   const Parts<T> parts(e, g);
   if (aligned && are_aligned<16>(dx, e.scale, e.noise) && has_packs(e, g, ragged)) {
     with_layout<ragged>(g, [&](auto layout) {
@@ -838,14 +839,16 @@ void epilogue_forward(const Epilogue& e, const void* x, void* y, uint8_t* mask, 
 
 void epilogue_masked(const Epilogue& e, double negative_slope, const void* dy, const uint8_t* mask,
                      void* dx, void* sum, void* workspace, void* stream) {
+  Epilogue used = e;
+  used.noise = used.strength = used.bias = nullptr;
   with_dtype(e.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (is_empty(e.geometry, sum, stream)) return;
     const Masked<T> map(e, negative_slope, static_cast<const T*>(dy), mask);
     const auto run = [&](auto with_sum) {
-      derivative<with_sum(), true>(e, simplified(e, sum), are_aligned<16>(dy) && are_aligned<2>(mask),
-                                   map, static_cast<T*>(dx), static_cast<float*>(sum),
-                                   static_cast<float*>(workspace), stream);
+      const bool aligned = are_aligned<16>(dy) && are_aligned<2>(mask);
+      derivative<with_sum(), true>(used, aligned, map, static_cast<T*>(dx),
+                                   static_cast<float*>(sum), static_cast<float*>(workspace), stream);
     };
     sum ? run(std::true_type()) : run(std::false_type());
   });
@@ -864,9 +867,8 @@ void epilogue_curved(const Epilogue& e, int order, const void* x, const void* dy
     using T = decltype(zero);
     if (is_empty(e.geometry, sum, stream)) return;
     const Curved<T> map(e, order, x, dy, h);
-    derivative<true, false>(e, simplified(e, e.bias || sum), are_aligned<16>(x, dy, h), map,
-                            static_cast<T*>(dx), static_cast<float*>(sum),
-                            static_cast<float*>(workspace), stream);
+    derivative<true, false>(e, are_aligned<16>(x, dy, h), map, static_cast<T*>(dx),
+                            static_cast<float*>(sum), static_cast<float*>(workspace), stream);
   });
 }
 

@@ -108,14 +108,17 @@ def select(op: str, x: torch.Tensor, backend: str | None = None) -> str:
     return _select(op, x.device.type, x.dtype, explicit)
 
 
-# A constant of its arguments: torch.compile takes the result and traces nothing of how it is found.
-@torch.compiler.assume_constant_result
 def _select(op: str, device_type: str, dtype: torch.dtype, explicit: str | None) -> str:
     key = (op, device_type, dtype, explicit)
     name = _selected.get(key)
     if name is None:
         name = _selected[key] = _choose(*key)
     return name
+
+
+# torch.compile then takes the result and traces nothing of how it is found. The mark is all that
+# torch.compiler.assume_constant_result sets, but that imports Dynamo, and with it Triton.
+_select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _choose(op: str, device_type: str, dtype: torch.dtype, explicit: str | None) -> str:
@@ -127,6 +130,11 @@ def _choose(op: str, device_type: str, dtype: torch.dtype, explicit: str | None)
                 "`python -m stylegan_fast info` lists what can run here; backend=None chooses."
             )
         return explicit
+    return automatic(op, device_type, dtype)
+
+
+def automatic(op: str, device_type: str, dtype: torch.dtype) -> str:
+    """The name of the backend that serves such a tensor where none is asked for."""
     for name in AUTOMATIC.get(device_type, ()):
         if refusal(name, op, device_type, dtype) is None:
             return name

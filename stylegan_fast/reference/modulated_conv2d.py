@@ -59,12 +59,13 @@ def modulated_conv2d(
     # The statistics: float32 at least, also under autocast.
     dtype = torch.promote_types(torch.promote_types(weight.dtype, styles.dtype), torch.float32)
     scaled_weight, before, after = weight.to(dtype), styles.to(dtype), None
+    guarded = input_gain is None and _conv_dtype(x) == torch.float16
     if demodulate:
         with without_autocast(x):
             if input_gain is not None:
                 scaled_weight = _divided_by_rms(scaled_weight, [1, 2, 3])
                 before = _divided_by_rms(before, [0, 1])
-            elif _conv_dtype(x) == torch.float16:
+            elif guarded:
                 # Against overflow. These factors cancel in the result, so they are constants.
                 fan_in = weight[0].numel()
                 largest = scaled_weight.detach().abs().amax([1, 2, 3], keepdim=True)

@@ -1,0 +1,223 @@
+"""StyleGAN2 on real photographs: one training step of each network with its regulariser."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import no_weight_gradients, use_backend
+from ..backends import automatic
+from ..models.stylegan2 import Discriminator, Generator
+from .cases import Case
+from .gate import Expected
+from .peers import Peer, one_line
+from .workload import Provider, Session
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+"""Colour photographs inside scikit-image's wheel."""
+
+SIZE = {"z_dim": 128, "w_dim": 128, "img_resolution": 64, "img_channels": 3, "c_dim": 0}
+WIDTH = {"channel_base": 4096, "channel_max": 128, "conv_clamp": 256}
+R1_GAMMA = 1.0
+PATH_LENGTH_WEIGHT = 2.0
+PATH_LENGTH_DECAY = 0.01
+
+RELATIVE = 1e-4
+"""How far a loss or a parameter's gradient may be from that of the float64 networks."""
+
+
+class Batch(NamedTuple):
+    real: Tensor  # [N, 3, 64, 64] in [-1, 1]
+    z: Tensor  # [N, z_dim]
+    direction: Tensor  # [N // 2, 3, 64, 64]: the random image of the path-length regulariser
+
+
+def photographs() -> list[Tensor]:
+    """uint8 images [3, H, W]. ImportError without scikit-image."""
+    import skimage.data
+
+    images = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
+    return [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+
+
+def crops(images: list[Tensor], count: int, size: int = 64) -> Tensor:
+    """[count, 3, size, size] in [-1, 1], from the images in turn, at random places (seed 0)."""
+    generator = torch.Generator().manual_seed(0)
+    taken = []
+    for index in range(count):
+        image = images[index % len(images)]
+        top, left = (
+            int(torch.randint(extent - size + 1, [], generator=generator))
+            for extent in image.shape[1:]
+        )
+        taken.append(image[:, top : top + size, left : left + size])
+    return torch.stack(taken).float() / 127.5 - 1
+
+
+def discriminator_step(G: nn.Module, D: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    """softplus(D(G(z))) + softplus(-D(x)) + γ/2 ‖∇_x D(x)‖², averaged over the batch, and its
+    gradient by D's parameters."""
+    with torch.no_grad():
+        fake = G.synthesis(_mapped(G, batch.z), noise_mode="const")
+    real = batch.real.detach().requires_grad_()
+    labels = real.new_zeros(real.shape[0], 0)
+    logits = D(real, labels)
+    with no_weight_gradients():
+        (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+    penalty = slope.square().sum([1, 2, 3])
+    loss = (F.softplus(D(fake, labels)) + F.softplus(-logits)).mean()
+    loss = loss + (R1_GAMMA / 2 * penalty).mean()
+    return loss, *torch.autograd.grad(loss, list(D.parameters()))
+
+
+def generator_step(G: nn.Module, D: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    """softplus(-D(G(z))) averaged over the batch, plus 2 (‖Jᵀ_w y‖ - a)² averaged over half of
+    it, and the gradient by G's parameters.
+
+    Jᵀ_w y is the gradient of <G(w), y> by w for a random image y of variance 1 / (H W), and a the
+    running mean of its length, here after the first step.
+    """
+    ws = _mapped(G, batch.z)
+    image = G.synthesis(ws, noise_mode="const")
+    loss = F.softplus(-D(image, image.new_zeros(image.shape[0], 0))).mean()
+
+    half = _mapped(G, batch.z[: batch.direction.shape[0]])
+    image = G.synthesis(half, noise_mode="const")
+    product = (image * batch.direction).sum() / math.sqrt(image.shape[2] * image.shape[3])
+    with no_weight_gradients():
+        (slope,) = torch.autograd.grad(product, half, create_graph=True)
+    length = slope.square().sum(2).mean(1).sqrt()
+    mean = PATH_LENGTH_DECAY * length.detach().mean()
+    loss = loss + PATH_LENGTH_WEIGHT * (length - mean).square().mean()
+    return loss, *torch.autograd.grad(loss, list(G.parameters()))
+
+
+def _mapped(G: nn.Module, z: Tensor) -> Tensor:
+    return G.mapping(z, z.new_zeros(z.shape[0], 0))
+
+
+STEPS: dict[str, Callable[[nn.Module, nn.Module, Batch], tuple[Tensor, ...]]] = {
+    "D + R1": discriminator_step,
+    "G + path length": generator_step,
+}
+
+
+class TrainingStep:
+    """Losses and gradients, without the optimiser: that is the same whoever computes them."""
+
+    baseline = "reference"
+    bytes = 0
+    arithmetic = torch.float32
+
+    def __init__(self, case: Case, session: Session) -> None:
+        self.case = case
+        self.session = session
+        self.step = STEPS[case.mode]
+        count, device = case.shape[0], session.device
+        real = crops(photographs(), count)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.G = Generator(**SIZE, **WIDTH).to(device)
+            self.D = Discriminator(**_image_size(), **WIDTH).to(device)
+            z, direction = torch.randn(count, SIZE["z_dim"]), torch.randn_like(real[: count // 2])
+        self.batch = Batch(*(t.to(device) for t in (real, z, direction)))
+        self.images = self._save_images()
+        with FlopCounterMode(display=False) as counter, use_backend("reference"):
+            self.step(self.G, _OnCopy(self.D), self.batch)
+        self.flops = counter.get_total_flops()
+
+    def copy(self) -> None:
+        return None
+
+    def copied_bytes(self) -> int:
+        return 0
+
+    def expected(self) -> list[Expected]:
+        G, D = (copy.deepcopy(network).double() for network in (self.G, self.D))
+        with use_backend("reference"):
+            results = self.step(G, D, Batch(*(t.double() for t in self.batch)))
+        network = D if self.step is discriminator_step else G
+        names = ["loss", *(f"gradient of {name}" for name, _ in network.named_parameters())]
+        return [Expected(n, value.detach(), relative=RELATIVE) for n, value in zip(names, results)]
+
+    def providers(self) -> Iterator[Provider]:
+        chosen = automatic("bias_act", self.session.device.type, torch.float32)
+        yield Provider("reference", self._call("reference", self.G, self.D))
+        yield Provider("automatic", self._call(None, self.G, self.D), f"bias_act on {chosen}")
+        for peer in self.session.peers:
+            yield self._peer(peer)
+
+    def _peer(self, peer: Peer) -> Provider:
+        problem = peer.problem or peer.networks_problem
+        if peer.networks is None:
+            return Provider(peer.name, None, problem, ours=False)
+        try:
+            G, D = peer_networks(peer.networks, self.G, self.D)
+        except Exception as error:
+            return Provider(peer.name, None, f"networks: {one_line(error)}", ours=False)
+        return Provider(peer.name, self._call(None, G, D), peer.detail, ours=False)
+
+    def _call(self, backend: str | None, G: nn.Module, D: nn.Module) -> Callable[[], Any]:
+        def call() -> tuple[Tensor, ...]:
+            with use_backend(backend):
+                return self.step(G, D, self.batch)
+
+        return call
+
+    def _save_images(self) -> str:
+        with torch.no_grad():
+            fake = self.G.synthesis(_mapped(self.G, self.batch.z), noise_mode="const")
+        named = {"real.png": self.batch.real, "generated-untrained.png": fake}
+        for name, images in named.items():
+            save_grid(images, self.session.folder / name)
+        return " ".join(named)
+
+
+class _OnCopy:
+    """A discriminator that sees a copy: FlopCounterMode cannot follow autograd.grad to a leaf that
+    enters a module."""
+
+    def __init__(self, D: nn.Module) -> None:
+        self.parameters = D.parameters
+        self._D = D
+
+    def __call__(self, image: Tensor, labels: Tensor) -> Tensor:
+        return self._D(image.clone(), labels)
+
+
+def _image_size() -> dict[str, int]:
+    return {name: SIZE[name] for name in ("c_dim", "img_resolution", "img_channels")}
+
+
+def peer_networks(module: Any, G: nn.Module, D: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The module's networks with the weights of ours. The earlier release of the originals takes
+    the synthesis network's arguments as a dictionary, the later one takes them as they are."""
+    device = next(G.parameters()).device
+    width = {**WIDTH, "num_fp16_res": 0}
+    try:
+        peer_g = module.Generator(**SIZE, **width)
+    except TypeError:
+        peer_g = module.Generator(**SIZE, synthesis_kwargs=width)
+    peer_d = module.Discriminator(**_image_size(), **width)
+    for network, ours in ((peer_g, G), (peer_d, D)):
+        network.load_state_dict(ours.state_dict())
+        network.to(device)
+    return peer_g, peer_d
+
+
+def save_grid(images: Tensor, path: Path) -> None:
+    """[N, 3, H, W] in [-1, 1], N a multiple of 4 -> a PNG, four a row, enlarged twice."""
+    from PIL import Image
+
+    pixels = ((images.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    grid = torch.cat([torch.cat(list(row), 2) for row in pixels.split(4)], 1)
+    grid = grid.permute(1, 2, 0).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    Image.fromarray(grid.numpy()).save(path)

@@ -1,0 +1,122 @@
+"""Gate every provider, time the green ones together, make rows of it."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timezone
+
+import torch
+
+from . import gate
+from .bias_act import BiasAct
+from .cases import Case
+from .end_to_end import TrainingStep
+from .machine import MEMORY_METHODS, matrix_rate, peak_memory
+from .peers import one_line
+from .results import FAIL, OK, SKIPPED, Row
+from .timing import Call, graphed, interleaved, stopwatch
+from .workload import Provider, Session, Workload
+
+WORKLOADS: dict[str, Callable[[Case, Session], Workload]] = {
+    "bias_act": BiasAct,
+    "training": TrainingStep,
+}
+
+COPY = "copy_"
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def measure(
+    case: Case,
+    session: Session,
+    seconds: float,
+    conditions: dict[str, str],
+    cuda_graph: bool = False,
+) -> list[Row]:
+    """The rows of a case, one a provider."""
+    blank = Row(
+        timestamp=now(),
+        op=case.op,
+        layer=case.layer,
+        shape=case.shape_name,
+        dtype=case.dtype,
+        layout=case.layout,
+        level=case.level,
+        mode=case.mode,
+        **conditions,
+    )
+    try:
+        work = WORKLOADS[case.op](case, session)
+    except ImportError as error:
+        missing = f"{error}; pip install 'stylegan_fast[bench]'"
+        return [replace(blank, provider="all", status=SKIPPED, detail=missing)]
+    blank = replace(blank, bytes=work.bytes, flops=work.flops, images=work.images)
+
+    rows: dict[str, Row] = {}
+    calls: dict[str, Call] = {}
+    expected = work.expected()
+    for provider in work.providers():
+        row = rows[provider.name] = replace(blank, provider=provider.name, detail=provider.detail)
+        call = _gated(row, provider, expected)
+        if call is not None and case.level != "kernel":
+            row.peak_bytes = peak_memory(call, session.device)
+            row.memory_method = MEMORY_METHODS[session.device.type]
+        if call is not None and cuda_graph:
+            call = _graphed(row, call, session.device)
+        if call is not None:
+            calls[provider.name] = call
+    del expected
+    gc.collect()
+
+    copy = work.copy()
+    if copy is not None:
+        calls[COPY] = copy
+        if case.level == "kernel":
+            rows[COPY] = replace(blank, provider=COPY, bytes=work.copied_bytes(), flops=0)
+    timings = interleaved(calls, stopwatch(session.device), seconds) if calls else {}
+
+    matrix = matrix_rate(session.device, work.arithmetic)
+    copy_rate = work.copied_bytes() / timings[COPY].median_us * 1e6 if COPY in timings else math.nan
+    for name, row in rows.items():
+        row.copy_gbyte_s, row.matrix_gflop_s = copy_rate / 1e9, matrix / 1e9
+        moving = row.bytes / copy_rate if row.bytes else 0.0
+        row.roofline_us = max(moving, row.flops / matrix) * 1e6
+        if name in timings:
+            row.median_us, row.p20_us, row.p80_us, row.n = timings[name]
+            row.of_roofline = row.roofline_us / row.median_us
+            if work.baseline in timings:
+                row.baseline = work.baseline
+                row.speedup = timings[work.baseline].median_us / row.median_us
+    return list(rows.values())
+
+
+def _gated(row: Row, provider: Provider, expected: list[gate.Expected]) -> Call | None:
+    """The provider's call, if it may be timed."""
+    if provider.call is None:
+        row.status = SKIPPED
+        return None
+    try:
+        row.gate_error, wrong = gate.check(provider.call(), expected)
+    except Exception as error:
+        row.status = FAIL if provider.ours else SKIPPED
+        row.detail = one_line(error)
+        return None
+    if wrong:
+        row.status, row.detail = FAIL, wrong
+        return None
+    row.status = OK
+    return provider.call
+
+
+def _graphed(row: Row, call: Call, device: torch.device) -> Call | None:
+    try:
+        return graphed(call, device)
+    except RuntimeError as error:
+        row.status, row.detail = SKIPPED, f"no CUDA graph: {one_line(error)}"
+        return None

@@ -1,0 +1,113 @@
+"""One run of the suite: choose, announce, measure, write down, report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .. import backends
+from . import peers, report
+from .cases import Case, select
+from .machine import conditions
+from .results import FAIL, OK, ResultsFile, Row
+from .runner import measure, now
+from .terminal import Terminal
+from .workload import Session
+
+INTERRUPTED = 130  # as a shell reports Ctrl-C
+
+
+def run(arguments: argparse.Namespace) -> int:
+    terminal = Terminal()
+    if arguments.report:
+        return _report(Path(arguments.report), terminal)
+    device = torch.device(arguments.device)
+    if arguments.cuda_graph and device.type != "cuda":
+        terminal.say(f"--cuda-graph needs a CUDA device, got --device {device}")
+        return 2
+    cases = select(arguments, device.type)
+    if not cases:
+        terminal.say("no case matches; `--list --full` shows all of them")
+        return 2
+    if arguments.list:
+        for case in cases:
+            terminal.say(str(case))
+        return 0
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    seconds = arguments.seconds or (0.05 if arguments.quick else 1.0)
+    file = ResultsFile(Path(arguments.out))
+    session = Session(
+        device,
+        file.path.parent,
+        tuple(peers.load(path, device) for path in arguments.peer),
+        compiles=not (arguments.quick or arguments.no_compile),
+    )
+    known = {**conditions(device), "run": now()}
+    plan = f"{len(cases)} cases, {_minutes(cases, seconds, session)}"
+    _announce(terminal, known, device, file, plan)
+
+    rows: list[Row] = []
+    interrupted = False
+    try:
+        with terminal.progress() as progress:
+            task = progress.add_task("", total=len(cases))
+            for case in cases:
+                progress.update(task, description=str(case))
+                measured = measure(case, session, seconds, known, arguments.cuda_graph)
+                file.append(measured)
+                terminal.rows(measured)
+                rows += measured
+                progress.advance(task)
+    except KeyboardInterrupt:
+        interrupted = True
+        terminal.say("interrupted; what was measured is kept")
+
+    failed = sum(row.status == FAIL for row in rows)
+    timed = sum(row.status == OK for row in rows)
+    terminal.say(f"{timed} rows timed, {len(rows) - timed - failed} skipped, {failed} FAIL")
+    terminal.say(f"rows: {file.path}")
+    if rows:
+        _report(file.path, terminal)
+    return INTERRUPTED if interrupted else int(failed > 0)
+
+
+def _report(path: Path, terminal: Terminal) -> int:
+    try:
+        written, missing = report.write(path)
+    except (OSError, ValueError) as error:
+        terminal.say(f"no report: {error}")
+        return 2
+    terminal.say(f"report: {written}")
+    if missing:
+        terminal.say(missing)
+    return 0
+
+
+def _announce(
+    terminal: Terminal, known: dict[str, str], device: torch.device, file: ResultsFile, plan: str
+) -> None:
+    dirty = " with uncommitted changes" if known["dirty"] == "yes" else ""
+    commit = known["commit"][:12] or "an unknown commit"
+    terminal.say(
+        f"stylegan_fast {known['stylegan_fast']} at {commit}{dirty}, torch {known['torch']}, "
+        f"{known['processor']}, {known['threads']} threads"
+    )
+    for name in backends.BACKENDS:
+        reason = backends.refusal(name, "bias_act", device.type, torch.float32)
+        terminal.say(f"  {name}: {'usable' if reason is None else reason}")
+    for path in file.avoided:
+        terminal.say(f"{path} has other columns than this version writes; it is left as it is")
+    terminal.say(f"{plan}; rows are appended to {file.path}; Ctrl-C keeps those written so far")
+    terminal.heading()
+
+
+def _minutes(cases: list[Case], seconds: float, session: Session) -> str:
+    """An estimate: the timing, a second for gates and memory, six for a compilation."""
+    total = 0.0
+    for case in cases:
+        compiled = session.compiles and case.level == "user" and case.mode != "double backward"
+        total += seconds + (20 if case.level == "training" else 7 if compiled else 1)
+    return "less than a minute" if total < 60 else f"about {total / 60:.0f} minutes"

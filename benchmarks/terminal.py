@@ -1,0 +1,84 @@
+"""What is seen of a run: the lines of a table, and a progress bar where there is a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .results import FAIL, OK, Row
+
+WIDTHS = {
+    "op": 8,
+    "shape": 14,
+    "dtype": 8,
+    "layout": 6,
+    "mode": 16,
+    "provider": 13,
+    "median": 7,
+    "vs stock": 10,
+    "of roofline": 11,
+    "memory": 7,
+}
+
+
+def significant(value: float) -> str:
+    return f"{value:.3g}" if value < 99.95 else f"{value:.0f}"
+
+
+def time_text(microseconds: float) -> str:
+    for unit, factor in (("µs", 1), ("ms", 1e3), ("s", 1e6)):
+        if microseconds < 999.5 * factor or unit == "s":
+            break
+    return f"{significant(microseconds / factor)} {unit}"
+
+
+def size_text(count: int) -> str:
+    return f"{significant(count / 1e6)} MB" if count else ""
+
+
+def mode_text(row: Row) -> str:
+    return f"kernel {row.mode}" if row.level == "kernel" else row.mode
+
+
+def cells(row: Row) -> list[str]:
+    """The row under the headings; what has no timing says why instead."""
+    case = [row.op, row.shape, row.dtype, row.layout, mode_text(row), row.provider]
+    if row.status != OK:
+        return [*case, f"{row.status}: {row.detail}"]
+    against = "" if row.baseline == "stock" else f" {row.baseline[:3]}."
+    speedup = "" if math.isnan(row.speedup) else f"{row.speedup:.2f}×{against}"
+    roofline = "" if math.isnan(row.of_roofline) else f"{row.of_roofline:.0%}"
+    return [*case, time_text(row.median_us), speedup, roofline, size_text(row.peak_bytes)]
+
+
+class Terminal:
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False)
+
+    def heading(self) -> None:
+        self.say(_line(WIDTHS), "bold")
+
+    def rows(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self.say(_line(cells(row)), {OK: None, FAIL: "bold red"}.get(row.status, "dim"))
+
+    def progress(self) -> Progress:
+        bar = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        return Progress(
+            *bar, console=self.console, transient=True, disable=not self.console.is_terminal
+        )
+
+
+def _line(texts: Iterable[str]) -> str:
+    return "  ".join(text.ljust(width) for text, width in zip(texts, WIDTHS.values())).rstrip()

@@ -1,0 +1,48 @@
+"""`python -m stylegan_fast`, also installed as `stylegan-fast`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from . import __version__, backends
+
+COMMANDS = {
+    "info": ("stylegan_fast.info", "versions, devices, what each backend can run here and why not"),
+    "check": ("stylegan_fast.check", "compare every op with its definition on this machine"),
+    "bench": ("stylegan_fast.benchmarks", "time the ops beside PyTorch's and other formulations"),
+}
+"""Modules with add_arguments(parser) and run(arguments) -> exit status, imported when called."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(
+        "python -m stylegan_fast", description="Fused StyleGAN operators for PyTorch."
+    )
+    parser.add_argument("--version", action="version", version=f"stylegan_fast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if name in argv:
+            try:
+                implementation = importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                message = f"`{name}` cannot start: {error}; pip install 'stylegan_fast[{name}]'"
+                print(f"stylegan_fast: {message}", file=sys.stderr)
+                return 2
+            implementation.add_arguments(command)
+            command.set_defaults(run=implementation.run)
+    arguments = parser.parse_args(argv)
+    try:
+        backends.unavailable("cpu")  # reads the environment variables
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+// Runs every CUDA kernel of the epilogue on the CPU and compares it with a plain double-precision
+// evaluation. Inputs are small multiples of 1/8, so piecewise-linear results, ties at 0 and at the
+// clamp included, are exact and are compared exactly.
+//
+//     epilogue_test all|few|far
+#include <array>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
+#include "cuda_runtime.h"
+#include "epilogue.h"
+
+using namespace stylegan_fast;
+
+namespace {
+
+enum Act { linear = 1, relu, lrelu, tanh_, sigmoid, elu, selu, softplus, swish };
+constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+int failures = 0;
+
+struct Float32 {
+  using T = float;
+  static constexpr DType dtype = DType::float32;
+  static constexpr double epsilon = 0x1p-24;
+  static float round(double v) { return static_cast<float>(v); }
+  static double value(float v) { return v; }
+};
+struct Float16 {
+  using T = __half;
+  static constexpr DType dtype = DType::float16;
+  static constexpr double epsilon = 0x1p-11;
+  static T round(double v) { return __float2half_rn(static_cast<float>(v)); }
+  static double value(T v) { return __half2float(v); }
+};
+struct BFloat16 {
+  using T = __nv_bfloat16;
+  static constexpr DType dtype = DType::bfloat16;
+  static constexpr double epsilon = 0x1p-8;
+  static T round(double v) { return __float2bfloat16_rn(static_cast<float>(v)); }
+  static double value(T v) { return __bfloat162float(v); }
+};
+
+// A heap buffer that ends where its last element does, `shift` elements off 16-byte alignment.
+template <class T>
+class Buffer {
+ public:
+  Buffer(int64_t size, int shift, T fill) : size_(size), shift_(shift) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 16, (size + shift) * sizeof(T) + (size + shift == 0))) std::abort();
+    base_ = static_cast<T*>(memory);
+    std::fill(base_, base_ + size + shift, fill);
+  }
+  ~Buffer() { std::free(base_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  T* get() { return base_ + shift_; }
+  T& operator[](int64_t i) { return base_[shift_ + i]; }
+  int64_t size() const { return size_; }
+
+ private:
+  int64_t size_;
+  int shift_;
+  T* base_;
+};
+
+double act_value(int act, double v, double alpha) {
+  switch (act) {
+    case linear: return v;
+    case relu: return std::isnan(v) ? v : std::max(v, 0.0);
+    case lrelu: return v > 0 ? v : alpha * v;
+    case tanh_: return std::tanh(v);
+    case sigmoid: return 1 / (1 + std::exp(-v));
+    case elu: return v > 0 ? v : std::expm1(v);
+    case selu: return 1.0507009873554805 * (v > 0 ? v : 1.6732632423543773 * std::expm1(v));
+    case softplus: return v > 20 ? v : std::log1p(std::exp(v));
+    case swish: return v / (1 + std::exp(-v));
+  }
+  std::abort();
+}
+
+double act_derivative(int act, int order, double v) {
+  const double s = 1 / (1 + std::exp(-v)), t = std::tanh(v), e = std::exp(v);
+  const double selu_scale = 1.0507009873554805 * 1.6732632423543773;
+  const bool first = order == 1;
+  switch (act) {
+    case tanh_: return first ? 1 - t * t : -2 * t * (1 - t * t);
+    case sigmoid: return first ? s * (1 - s) : s * (1 - s) * (1 - 2 * s);
+    case elu: return first ? (v > 0 ? 1 : e) : (v < 0 ? e : 0);
+    case selu: return first ? (v > 0 ? 1.0507009873554805 : selu_scale * e) : (v < 0 ? selu_scale * e : 0);
+    case softplus: return v > 20 ? (first ? 1 : 0) : (first ? s : s * (1 - s));
+    case swish: return first ? s + v * s * (1 - s) : s * (1 - s) * (2 + v * (1 - 2 * s));
+  }
+  std::abort();
+}
+
+struct Case {
+  Geometry g;
+  bool bias = true, scale = false;
+  int noise = 0;  // 1: shared by the samples, 2: per sample
+  int shift = 0;  // elements by which x, y, dy, h and dx, and bytes by which the mask is unaligned
+  int multiprocessors = 1;
+  bool specials = false;  // NaN and infinities among the inputs; then no sums
+
+  std::string text() const {
+    char line[200];
+    std::snprintf(line, sizeof line, "outer %ld channels %ld inner %ld pixels %ld%s%s noise %d shift %d%s",
+                  long(g.outer), long(g.channels), long(g.inner), long(g.pixels), bias ? " bias" : "",
+                  scale ? " scale" : "", noise, shift, specials ? " specials" : "");
+    return line;
+  }
+};
+
+template <class D>
+class Problem {
+  using T = typename D::T;
+
+ public:
+  Problem(const Case& c, int act, double clamp, unsigned seed)
+      : c_(c), n_(c.g.numel()), random_(seed), x_(n_, c.shift, T()), dy_(n_, c.shift, T()),
+        h_(n_, c.shift, T()), bias_(c.g.channels, 1, T()),
+        scale_(n_ ? c.g.samples() * c.g.channels : 0, 0, 0), noise_(noise_size(c), 0, 0),
+        strength_(1, 0, 0.5f) {
+    const double specials[] = {kNaN, kInf, -kInf, -0.0};
+    for (auto* buffer : {&x_, &dy_, &h_}) {
+      for (int64_t i = 0; i < n_; ++i) (*buffer)[i] = D::round(draw(24));
+      for (int64_t i = 0; c.specials && i < n_; i += 3) (*buffer)[i] = D::round(specials[random_() % 4]);
+    }
+    for (int64_t i = 0; i < bias_.size(); ++i) bias_[i] = D::round(draw(16));
+    for (int64_t i = 0; i < scale_.size(); ++i) scale_[i] = draw(16);
+    for (int64_t i = 0; i < noise_.size(); ++i) noise_[i] = draw(16);
+    e_ = {D::dtype, c.g, act, 0.25, 1.5, clamp};
+    if (c.bias) e_.bias = bias_.get();
+    if (c.scale) e_.scale = scale_.get();
+    if (c.noise) e_.noise = noise_.get(), e_.strength = strength_.get();
+    e_.noise_per_sample = c.noise == 2;
+    cuda_on_cpu::multiprocessors = c.multiprocessors;
+  }
+
+  void forward(bool with_mask) {
+    Buffer<T> y(n_, c_.shift, D::round(kNaN));
+    Buffer<uint8_t> mask(with_mask ? mask_size() : 0, c_.shift ? 1 : 0, 0xcd);
+    cuda::epilogue_forward(e_, x_.get(), y.get(), with_mask ? mask.get() : nullptr, nullptr);
+    for (int64_t i = 0; i < n_; ++i) {
+      const double v = affine(i), z = e_.gain * act_value(e_.act, v, e_.alpha);
+      const double want = std::isnan(z) ? z : std::min(std::max(z, -e_.clamp), e_.clamp);
+      expect("forward", i, D::value(y[i]), want);
+      if (!with_mask) continue;
+      const int bits = (mask[i / 8 * 2] >> i % 8 & 1) | (mask[i / 8 * 2 + 1] >> i % 8 & 1) << 1;
+      const int want_bits = (v <= 0) | !(std::abs(z) <= e_.clamp) << 1;
+      if (is_exact() || std::abs(std::abs(z) - e_.clamp) > 1e-4) check("mask", i, bits, want_bits);
+    }
+    for (int64_t i = n_; with_mask && i < mask_size() * 4; ++i)
+      check("mask tail", i, mask[i / 8 * 2 + (i % 16 > 7)] >> i % 8 & 1, 0);
+  }
+
+  void masked(double negative_slope, bool with_mask, bool with_sum) {
+    Buffer<uint8_t> mask(with_mask ? mask_size() : 0, c_.shift ? 1 : 0, 0);
+    for (int64_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<uint8_t>(random_());
+    backward("masked", with_sum, [&](T* dx, float* sum, float* workspace) {
+      cuda::epilogue_masked(e_, negative_slope, dy_.get(), with_mask ? mask.get() : nullptr, dx, sum,
+                            workspace, nullptr);
+    }, [&](int64_t i) {
+      const bool negative = with_mask && mask[i / 8 * 2] >> i % 8 & 1;
+      const bool clamped = with_mask && mask[i / 8 * 2 + 1] >> i % 8 & 1;
+      const double factor = clamped ? 0 : e_.gain * (negative ? negative_slope : 1);
+      return factor == 0 ? 0 : factor * D::value(dy_[i]);
+    });
+  }
+
+  void curved(int order, bool with_sum) {
+    backward("curved", with_sum, [&](T* dx, float* sum, float* workspace) {
+      cuda::epilogue_curved(e_, order, x_.get(), dy_.get(), order == 2 ? h_.get() : nullptr, dx, sum,
+                            workspace, nullptr);
+    }, [&](int64_t i) {
+      const double v = affine(i), z = e_.gain * act_value(e_.act, v, e_.alpha);
+      if (std::abs(std::abs(z) - e_.clamp) < 1e-4) std::printf("a tie of a curved activation\n"), ++failures;
+      if (!(std::abs(z) <= e_.clamp)) return 0.0;
+      const double cotangent = D::value(dy_[i]) * (order == 2 ? D::value(h_[i]) : 1);
+      return cotangent * e_.gain * act_derivative(e_.act, order, v);
+    });
+  }
+
+ private:
+  static int64_t noise_size(const Case& c) {
+    return c.noise == 0 || c.g.numel() == 0 ? 0 : c.g.pixels * (c.noise == 2 ? c.g.samples() : 1);
+  }
+  int64_t mask_size() const { return 2 * ((n_ + 7) / 8); }
+  bool is_exact() const { return e_.act <= lrelu; }
+
+  double draw(int limit) { return (static_cast<int>(random_() % (2 * limit + 1)) - limit) / 8.0; }
+
+  int64_t channel(int64_t i) const { return i / c_.g.inner % c_.g.channels; }
+  int64_t pixel(int64_t i) const {
+    return i / (c_.g.inner * c_.g.channels) * c_.g.inner + i % c_.g.inner;
+  }
+  double scale(int64_t i) {
+    return c_.scale ? scale_[pixel(i) / c_.g.pixels * c_.g.channels + channel(i)] : 1;
+  }
+  double affine(int64_t i) {
+    double v = D::value(x_[i]) * scale(i);
+    if (c_.noise) v += 0.5 * noise_[c_.noise == 2 ? pixel(i) : pixel(i) % c_.g.pixels];
+    return c_.bias ? v + D::value(bias_[channel(i)]) : v;
+  }
+
+  template <class Run, class Derivative>
+  void backward(const char* what, bool with_sum, Run&& run, Derivative&& derivative) {
+    Buffer<T> dx(n_, c_.shift, D::round(kNaN));
+    Buffer<float> sum(with_sum ? c_.g.channels : 0, 0, kNaN);
+    Buffer<float> workspace(with_sum ? cuda::epilogue_workspace(e_) : 0, 0, kNaN);
+    run(dx.get(), with_sum ? sum.get() : nullptr, with_sum ? workspace.get() : nullptr);
+    std::vector<double> want(c_.g.channels), magnitude(c_.g.channels);
+    for (int64_t i = 0; i < n_; ++i) {
+      const double d = derivative(i);
+      want[channel(i)] += d;
+      magnitude[channel(i)] += std::abs(d);
+      expect(what, i, D::value(dx[i]), d * scale(i));
+    }
+    for (int64_t c = 0; c < sum.size(); ++c)
+      check("sum", c, sum[c], want[c], is_exact() ? 0 : 1e-5 * magnitude[c]);
+  }
+
+  void expect(const char* what, int64_t i, double got, double want) {
+    const double rounded = D::value(D::round(want));
+    if (is_exact() || !std::isfinite(want)) return check(what, i, got, rounded);
+    // Errors of a few float32 roundings of terms that may cancel, then the storage type's own.
+    check(what, i, got, want, 2e-6 * (1 + std::abs(want)) * 16 + 2 * D::epsilon * std::abs(want));
+  }
+
+  void check(const char* what, int64_t i, double got, double want, double tolerance = 0) {
+    if (got == want || (std::isnan(got) && std::isnan(want))) return;
+    if (std::abs(got - want) <= tolerance) return;
+    if (++failures <= 20)
+      std::printf("%s[%ld] is %.9g, not %.9g: dtype %d act %d clamp %g, %s\n", what, long(i), got, want,
+                  int(D::dtype), e_.act, e_.clamp, c_.text().c_str());
+  }
+
+  const Case& c_;
+  const int64_t n_;
+  std::mt19937 random_;
+  Buffer<T> x_, dy_, h_, bias_;
+  Buffer<float> scale_, noise_, strength_;
+  Epilogue e_;
+};
+
+std::vector<Case> cases(bool few) {
+  std::vector<Case> list;
+  const auto add = [&](Geometry g, int multiprocessors = 1) {
+    list.push_back({g, true, false, 0, 0, multiprocessors});
+    list.push_back({g, true, true, 2, 0, multiprocessors});
+    list.push_back({g, false, true, 1, 3, multiprocessors});
+    if (g.numel() < 100) return;
+    list.push_back({g, false, false, 1, 0, multiprocessors});
+    list.push_back({g, false, false, 0, 0, multiprocessors});
+    list.push_back({g, true, true, 0, 0, multiprocessors, true});
+  };
+  add({3, 5, 16, 16});         // planes: several to a block
+  add({2, 3, 2472, 2472}, 2);  // planes larger than a block, not a multiple of it
+  add({26, 24, 1, 13}, 3);     // columns
+  add({40, 3, 1, 20});         // columns, ragged
+  add({2, 3, 7, 7});           // planes that cut packs
+  if (few) return list;
+  add({7, 2, 2056, 2056});
+  add({5, 1, 72, 72});
+  add({6, 4, 8, 24});    // the pixels of a sample are not a plane
+  add({6, 3, 5, 15});
+  add({5, 2056, 1, 5});  // more channels than a block takes
+  add({9, 2051, 1, 3});
+  add({2100, 8, 1, 700}, 2);
+  add({1003, 1, 1, 59});
+  add({11, 13, 1, 11});
+  add({2, 2, 2049, 2049}, 2);
+  add({3, 300, 3, 3});
+  for (int64_t size : {1, 7, 8, 9, 17}) add({1, 1, size, size}), add({1, size, 1, 1});
+  add({0, 5, 1, 1});
+  return list;
+}
+
+template <class D>
+void run(const std::vector<Case>& list) {
+  unsigned seed = 0;
+  for (const Case& c : list) {
+    const auto problem = [&](int act, double clamp) { return Problem<D>(c, act, clamp, ++seed); };
+    // lrelu, and one of the other piecewise-linear and of the curved activations in turn.
+    const int turn = static_cast<int>(&c - list.data()) + static_cast<int>(D::dtype);
+    const int others[] = {turn % 2 ? linear : relu, tanh_ + turn % 6};
+    // 3 is a tie of gain * act(v) for some v; no curved activation comes near its clamp's.
+    problem(lrelu, 3).forward(true);
+    problem(lrelu, kInf).forward(false);
+    problem(lrelu, 3).masked(0.25, true, !c.specials);
+    problem(lrelu, 3).masked(0.25, true, false);
+    problem(others[0], 3).forward(true);
+    problem(others[0], 3).masked(others[0] == linear, true, false);
+    problem(linear, kInf).masked(1, false, !c.specials);
+    const double clamp = others[1] == tanh_ ? 1.2123 : 2.8123;
+    problem(others[1], clamp).forward(true);
+    if (c.specials) continue;
+    for (int order = 1; order <= 2; ++order) {
+      problem(others[1], clamp).curved(order, order == 1);
+      problem(others[1], kInf).curved(order, order == 2);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string mode = argc > 1 ? argv[1] : "all";
+  const bool few = mode == "few";
+  const std::vector<Case> list = cases(few);
+  run<Float32>(list);
+  run<Float16>(list);
+  run<BFloat16>(list);
+  std::printf("%zu kernels launched, %d failures\n", cuda_on_cpu::launched.size(), failures);
+  return failures != 0;
+}
