@@ -14,6 +14,9 @@ BUILD_VARIABLES = {
     "STYLEGAN_FAST_CUDA": "auto, on or off: compile the CUDA kernels (read by setup.py)",
     "TORCH_CUDA_ARCH_LIST": "GPU architectures to compile for, such as 8.0;9.0+PTX (read by setup.py)",
     "MAX_JOBS": "number of parallel compiler processes (read by setup.py)",
+    "CXX": "C++ compiler; also CC, CXXFLAGS, LDFLAGS (read by setup.py)",
+    "CUDA_HOME": "CUDA toolkit whose nvcc to use (read by setup.py)",
+    "STYLEGAN_FAST_COMMIT": "commit to record where there is no git checkout (read by setup.py)",
 }
 
 

@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STYLEGAN_FAST_CUDA=on python -m pip install -e ".[dev]"
+# Offline: what `make install` brought is enough to build.
+STYLEGAN_FAST_CUDA=on python -m pip install --no-deps --no-build-isolation -e .
 export STYLEGAN_FAST_TEST_DEVICE=cuda
 pytest
 
@@ -22,4 +23,4 @@ peers=()
 for checkout in peers/*/; do
     [ -d "$checkout" ] && peers+=(--peer "$checkout")
 done
-python -m stylegan_fast bench --output benchmarks/results "${peers[@]}"
+python -m stylegan_fast bench --out benchmarks/results "${peers[@]}"

@@ -815,7 +815,7 @@ int64_t epilogue_workspace(const Epilogue& e) {
     return plan.most_slices(blocks) * plan.sums;
   };
   const int64_t one_by_one = partial_sums(1, true);
-  if (!has_packs(e, g, true)) return one_by_one;
+  if (g.inner > 1 && g.inner % kUnit != 0) return one_by_one;
   return std::max(one_by_one, partial_sums(e.dtype == DType::float32 ? 4 : 8, g.inner > 1));
 }
 
