@@ -37,6 +37,7 @@ def conditions(device: torch.device) -> dict[str, str]:
         "cores": str(cores),
         "threads": str(torch.get_num_threads()),
         "clock": _gpu_clock(device) if device.type == "cuda" else _cpu_clock(),
+        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",
         "system": f"{platform.system()} {platform.machine()}",
         # A preloaded allocator changes what a call costs.
         "preload": " ".join(Path(p).name for p in os.environ.get("LD_PRELOAD", "").split()),

@@ -68,7 +68,7 @@ def _conditions(rows: list[Row]) -> str:
     """What the rows have in common, and what they have not."""
     lines = []
     for name in ("threads", "cores", "clock", "system", "preload", "python", "torch", "cuda",
-                 "triton", "stylegan_fast", "simd", "commit", "dirty", "run"):  # fmt: skip
+                 "triton", "stylegan_fast", "simd", "commit", "dirty", "load", "run"):  # fmt: skip
         values = dict.fromkeys(getattr(row, name) for row in rows)
         text = ", ".join(value for value in values if value)
         if text:
@@ -131,7 +131,7 @@ def _figure(draw: Callable[[Any, list[Row]], str], rows: list[Row]) -> str:
 
 
 def _label(row: Row) -> str:
-    return f"{row.shape} {row.dtype} {row.layout}\n{mode_text(row)}"
+    return f"{row.shape} {row.dtype} {row.layout} {mode_text(row)}"
 
 
 def _grouped_bars(
@@ -139,34 +139,40 @@ def _grouped_bars(
     rows: list[Row],
     value: Callable[[Row], float],
     spread: Callable[[Row], tuple[float, float]] | None = None,
+    start: float = 0,
 ) -> bool:
     """One group a case, one bar a provider; whether there is anything to draw."""
+    if not rows:
+        return False
     cases = list(dict.fromkeys(_label(row) for row in rows))
     providers = list(dict.fromkeys(row.provider for row in rows))
-    width = 0.8 / max(len(providers), 1)
+    width = 0.8 / len(providers)
     for index, provider in enumerate(providers):
         own = [row for row in rows if row.provider == provider]
-        x = [cases.index(_label(row)) + (index - (len(providers) - 1) / 2) * width for row in own]
-        y = [value(row) for row in own]
-        axes.bar(x, y, width, label=provider)
+        place = [cases.index(_label(row)) - 0.4 + (index + 0.5) * width for row in own]
+        values = [value(row) for row in own]
+        lengths = [v - start for v in values]
+        axes.barh(place, lengths, width, left=start, label=provider)
         if spread is not None:
             limits = [spread(row) for row in own]
-            below = [max(v - low, 0) for v, (low, _) in zip(y, limits)]
-            above = [max(high - v, 0) for v, (_, high) in zip(y, limits)]
-            axes.errorbar(x, y, [below, above], fmt="none", ecolor="black", linewidth=0.8)
-    axes.set_xticks(range(len(cases)), cases, rotation=90, fontsize=6)
-    axes.get_figure().set_figwidth(max(10, 0.3 * len(rows)))
-    if cases:
-        axes.legend()
-    return bool(cases)
+            below = [max(v - low, 0) for v, (low, _) in zip(values, limits)]
+            above = [max(high - v, 0) for v, (_, high) in zip(values, limits)]
+            errors = [below, above]
+            axes.errorbar(values, place, xerr=errors, fmt="none", ecolor="black", linewidth=0.8)
+    axes.set_yticks(range(len(cases)), cases, fontsize=8)
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.axvline(start, color="black", linewidth=0.8)
+    axes.get_figure().set_figheight(1.2 + len(cases) * (0.1 + 0.15 * len(providers)))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    return True
 
 
 def _copy_bars(axes: Any, rows: list[Row]) -> str:
     kernels = [row for row in rows if row.level == "kernel" and row.provider != COPY]
-    axes.set_ylabel("fraction of the roofline")
-    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("fraction of the roofline")
     if not _grouped_bars(axes, kernels, lambda row: row.of_roofline):
         return ""
+    axes.axvline(1, color="black", linestyle="--", linewidth=0.8)
     return (
         "Kernels writing into existing tensors. 1 is what <code>copy_</code> between existing "
         "tensors of the same shape takes, in the same interleaved rounds, for the same bytes."
@@ -174,15 +180,19 @@ def _copy_bars(axes: Any, rows: list[Row]) -> str:
 
 
 def _speedups(axes: Any, rows: list[Row]) -> str:
-    users = [row for row in rows if row.level == "user" and not math.isnan(row.speedup)]
-    axes.set_ylabel("speedup over the stock formulation")
-    axes.axhline(1, color="black", linewidth=0.8)
+    users = [row for row in rows if row.level == "user" and row.provider != row.baseline]
+    users = [row for row in users if not math.isnan(row.speedup)]
+    axes.set(xlabel="speedup over the stock formulation", xscale="log")
 
     def spread(row: Row) -> tuple[float, float]:
         return row.speedup * row.median_us / row.p80_us, row.speedup * row.median_us / row.p20_us
 
-    if not _grouped_bars(axes, users, lambda row: row.speedup, spread):
+    if not _grouped_bars(axes, users, lambda row: row.speedup, spread, start=1):
         return ""
+    low, high = axes.get_xlim()
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100) if low <= t <= high]
+    axes.set_xticks(ticks, [f"{t:g}×" for t in ticks])
+    axes.set_xticks([], minor=True)
     return (
         "As a user calls, allocation of the results included. Stock: add, leaky_relu, mul, clamp. "
         "Bars: median over median; lines: p20 to p80 of the provider's own time."
@@ -221,7 +231,7 @@ def _roofline(axes: Any, rows: list[Row]) -> str:
 
 def _training(axes: Any, rows: list[Row]) -> str:
     steps = [row for row in rows if row.level == "training"]
-    axes.set_ylabel("milliseconds")
+    axes.set_xlabel("milliseconds")
 
     def spread(row: Row) -> tuple[float, float]:
         return row.p20_us / 1e3, row.p80_us / 1e3

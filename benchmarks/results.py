@@ -56,6 +56,8 @@ class Row:
     cores: str = ""
     threads: str = ""
     clock: str = ""
+    load: str = ""
+    """Average number of busy processes in the minute before the run."""
     system: str = ""
     preload: str = ""
     python: str = ""

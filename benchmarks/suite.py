@@ -13,7 +13,7 @@ from .cases import Case, select
 from .machine import conditions
 from .results import FAIL, OK, ResultsFile, Row
 from .runner import measure, now
-from .terminal import Terminal
+from .terminal import UNSTEADY, Terminal
 from .workload import Session
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     failed = sum(row.status == FAIL for row in rows)
     timed = sum(row.status == OK for row in rows)
     terminal.say(f"{timed} rows timed, {len(rows) - timed - failed} skipped, {failed} FAIL")
+    terminal.say(f"{UNSTEADY} marks medians whose p80 is more than 1.5 × p20")
     terminal.say(f"rows: {file.path}")
     if rows:
         _report(file.path, terminal)
@@ -98,6 +99,9 @@ def _announce(
     for name in backends.BACKENDS:
         reason = backends.refusal(name, "bias_act", device.type, torch.float32)
         terminal.say(f"  {name}: {'usable' if reason is None else reason}")
+    if float(known["load"] or 0) > int(known["cores"]) / 2:
+        busy = f"the machine is busy (load {known['load']} on {known['cores']} cores)"
+        terminal.say(f"{busy}: what is timed now is mostly noise", "bold yellow")
     for path in file.avoided:
         terminal.say(f"{path} has other columns than this version writes; it is left as it is")
     terminal.say(f"{plan}; rows are appended to {file.path}; Ctrl-C keeps those written so far")

@@ -17,11 +17,15 @@ WIDTHS = {
     "layout": 6,
     "mode": 16,
     "provider": 13,
-    "median": 7,
+    "median": 8,
     "vs stock": 10,
     "of roofline": 11,
     "memory": 7,
 }
+
+
+UNSTEADY = "~"
+"""Before a median: p80 is more than half as much again as p20."""
 
 
 def significant(value: float) -> str:
@@ -51,7 +55,8 @@ def cells(row: Row) -> list[str]:
     against = "" if row.baseline == "stock" else f" {row.baseline[:3]}."
     speedup = "" if math.isnan(row.speedup) else f"{row.speedup:.2f}×{against}"
     roofline = "" if math.isnan(row.of_roofline) else f"{row.of_roofline:.0%}"
-    return [*case, time_text(row.median_us), speedup, roofline, size_text(row.peak_bytes)]
+    median = UNSTEADY * (row.p80_us > 1.5 * row.p20_us) + time_text(row.median_us)
+    return [*case, median, speedup, roofline, size_text(row.peak_bytes)]
 
 
 class Terminal:

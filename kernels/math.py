@@ -16,7 +16,7 @@ def square(x):
 @triton.jit
 def expm1(x):
     """exp(x) - 1: the Taylor series where that difference would cancel."""
-    TERMS: tl.constexpr = 14 if x.dtype == tl.float64 else 8
+    TERMS: tl.constexpr = 14 if x.dtype == tl.float64 else 7
     series = x * (1 / (TERMS + 1)) + 1
     for n in tl.static_range(TERMS, 1, -1):
         series = series * x * (1 / n) + 1
@@ -26,7 +26,7 @@ def expm1(x):
 @triton.jit
 def log1p(x):
     """log(1 + x): as 2 artanh(x / (2 + x)), a series of odd powers, where 1 + x loses digits."""
-    TERMS: tl.constexpr = 16 if x.dtype == tl.float64 else 7
+    TERMS: tl.constexpr = 16 if x.dtype == tl.float64 else 6
     twice = x / (1 + 0.5 * x)
     z = 0.25 * twice * twice
     series = z * (1 / (2 * TERMS + 1)) + 1 / (2 * TERMS - 1)

@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 implementation = importlib.import_module(module)
             except ModuleNotFoundError as error:
-                message = f"`{name}` cannot start: {error}; pip install 'stylegan_fast[{name}]'"
-                print(f"stylegan_fast: {message}", file=sys.stderr)
+                advice = "pip install 'stylegan_fast[bench]' brings what it needs"
+                print(f"stylegan_fast: {name} cannot start: {error}; {advice}", file=sys.stderr)
                 return 2
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run)

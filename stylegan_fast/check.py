@@ -204,7 +204,7 @@ def _upfirdn2d_calls() -> Iterator[Call]:
         torch.tensor([[1.0, 2, 3], [4, -5, 6], [7, 8, 9], [1, 0, 2]]) / 16,
         None,
     )
-    resampling = (
+    resampling: tuple[dict[str, Any], ...] = (
         {"padding": (1, 1, 2, 1)},
         {"up": (2, 3), "padding": (2, 1, 3, 1), "flip_filter": True},
         {"down": (3, 2), "padding": (0, 2, 1, 2), "gain": 1.5},
@@ -630,7 +630,7 @@ def _print_failure(case: Case, error: Exception) -> None:
     if isinstance(error, AssertionError):
         print(error)
     else:
-        print("".join(traceback.format_exception(error)).rstrip())
+        print("".join(traceback.format_exception(error, limit=-4)).rstrip())
     print(
         "\nPlease report these lines together with what `python -m stylegan_fast info` prints. "
         "Repeat with\n"
@@ -681,7 +681,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=SUBJECTS,
         default=SUBJECTS,
-        help="check these only (default: all)",
+        metavar="OP",
+        help=f"check these only (default: all), of {', '.join(SUBJECTS)}",
     )
 
 

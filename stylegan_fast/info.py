@@ -144,7 +144,7 @@ def _described_devices(devices: dict[str, Any]) -> dict[str, str]:
     levels = ", ".join(cpu["simd_levels"])
     described = {
         "CPU": cpu["model"],
-        "cores": f"{cpu['cores']}, of which PyTorch uses {cpu['threads']} threads",
+        "cores": f"{cpu['cores']}; threads of PyTorch and of the kernels: {cpu['threads']}",
         "SIMD": f"{cpu['simd_level']} (of {levels})" if levels else "no compiled kernels",
     }
     for index, gpu in enumerate(devices["gpus"]):
@@ -199,7 +199,7 @@ def _show_build(build: dict[str, Any]) -> None:
         if "architectures" in details:
             pairs[f"{part} architectures"] = ", ".join(details["architectures"])
         for level, flags in details.get("levels", {}).items():
-            pairs[f"{part} {level}"] = shlex.join(flags)
+            pairs[f"{part} {level}"] = shlex.join(flags) or "(the flags above)"
     _show_pairs("Build", pairs)
 
 

@@ -112,6 +112,8 @@ def test_gradients(f, up, down, padding, device):
     def run(x):
         return upfirdn2d(x, f, up, down, padding, gain=0.6)
 
+    (dx,) = torch.autograd.grad(run(x).square().sum(), x, create_graph=True)
+    assert dx.requires_grad  # else gradgradcheck would have nothing to check
     assert gradcheck(run, x)
     assert gradgradcheck(run, x)
 

@@ -579,6 +579,7 @@ class Curved {
 template <int N>
 __device__ inline void tree_sum(float (&entries)[N][kThreads], int place, int count, int stride) {
   for (int half = kThreads / 2; half > 0; half /= 2) {
+    if (half >= count) continue;
     __syncthreads();
     if (place < half && place + half < count) {
 #pragma unroll

@@ -93,7 +93,7 @@ def setup_filter(
         raise TypeError(f"f must hold real numbers, got {f!r}: {error}") from error
     if taps.is_complex():
         raise TypeError(f"f must hold real numbers, got {f!r}")
-    taps = taps.detach().to(torch.float32, copy=True)
+    taps = taps.detach().to(torch.float32)
     if taps.numel() == 0 or taps.ndim > 2:
         raise ValueError(f"f must be [taps] or [fh, fw], got the shape {tuple(taps.shape)}")
     if not taps.isfinite().all():
