@@ -110,7 +110,7 @@ def select(arguments: argparse.Namespace, device_type: str) -> list[Case]:
     size = "full" if arguments.full else "quick" if arguments.quick else "default"
     shapes = _shapes("full" if arguments.shape else size, device_type)
     dtypes = arguments.dtype or _dtypes(size, device_type)
-    images = {"quick": 4, "default": 8, "full": 8}[size] * (1 if device_type == "cpu" else 4)
+    images = {"quick": 2, "default": 8, "full": 8}[size] * (1 if device_type == "cpu" else 4)
     cases = [
         Case("bias_act", layer, shape, dtype, layout, level, mode)
         for shape, layer in shapes.items()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..testing import assert_matches, relative_error
+from ..testing import assert_matches
 
 
 @dataclass
@@ -17,22 +17,22 @@ class Expected:
     """A result's float64 value, and how far from it one may be.
 
     Each element within the tolerance of its dtype and of the `terms` it sums; or, for what a whole
-    network computes, ‖result - value‖ <= relative * ‖value‖.
+    network computes, ‖result - value‖ <= allowed.
     """
 
     name: str
     value: Tensor
     terms: int = 1
-    relative: float | None = None
+    allowed: float | None = None
 
     def error(self, result: Tensor | None) -> float:
         """As a fraction of what is allowed. AssertionError above 1. None stands for zeros."""
         result = torch.zeros_like(self.value) if result is None else result
-        if self.relative is None:
+        if self.allowed is None:
             return assert_matches(result, self.value, reduction=self.terms, name=self.name)
-        error = relative_error(result, self.value) / self.relative
-        assert error <= 1, f"{self.name}: relative error {error * self.relative:.2g}"
-        return error
+        difference = (result.double() - self.value).norm().item()
+        assert difference <= self.allowed, f"{self.name}: off by {difference:.2g}"
+        return difference / self.allowed
 
 
 @torch.no_grad()

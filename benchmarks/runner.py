@@ -37,9 +37,10 @@ def measure(
     session: Session,
     seconds: float,
     conditions: dict[str, str],
+    least: int = 5,
     cuda_graph: bool = False,
 ) -> list[Row]:
-    """The rows of a case, one a provider."""
+    """The rows of a case, one a provider, from `least` or more rounds in about `seconds`."""
     blank = Row(
         timestamp=now(),
         op=case.op,
@@ -52,10 +53,18 @@ def measure(
         **conditions,
     )
     try:
-        work = WORKLOADS[case.op](case, session)
+        return _measure(case, session, seconds, blank, least, cuda_graph)
     except ImportError as error:
-        missing = f"{error}; pip install 'stylegan_fast[bench]'"
-        return [replace(blank, provider="all", status=SKIPPED, detail=missing)]
+        reason = f"{error}; pip install 'stylegan_fast[bench]'"
+    except torch.cuda.OutOfMemoryError:
+        reason = "the device has too little memory for this case"
+    return [replace(blank, provider="all", status=SKIPPED, detail=reason)]
+
+
+def _measure(
+    case: Case, session: Session, seconds: float, blank: Row, least: int, cuda_graph: bool
+) -> list[Row]:
+    work = WORKLOADS[case.op](case, session)
     blank = replace(blank, bytes=work.bytes, flops=work.flops, images=work.images)
 
     rows: dict[str, Row] = {}
@@ -79,7 +88,7 @@ def measure(
         calls[COPY] = copy
         if case.level == "kernel":
             rows[COPY] = replace(blank, provider=COPY, bytes=work.copied_bytes(), flops=0)
-    timings = interleaved(calls, stopwatch(session.device), seconds) if calls else {}
+    timings = interleaved(calls, stopwatch(session.device), seconds, least) if calls else {}
 
     matrix = matrix_rate(session.device, work.arithmetic)
     copy_rate = work.copied_bytes() / timings[COPY].median_us * 1e6 if COPY in timings else math.nan

@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    seconds = arguments.seconds or (0.05 if arguments.quick else 1.0)
+    seconds, least = (0.05, 3) if arguments.quick else (1.0, 5)
+    seconds = seconds if arguments.seconds is None else arguments.seconds
     file = ResultsFile(Path(arguments.out))
     session = Session(
         device,
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             task = progress.add_task("", total=len(cases))
             for case in cases:
                 progress.update(task, description=str(case))
-                measured = measure(case, session, seconds, known, arguments.cuda_graph)
+                measured = measure(case, session, seconds, known, least, arguments.cuda_graph)
                 file.append(measured)
                 terminal.rows(measured)
                 rows += measured

@@ -54,7 +54,7 @@ def check_number(name: str, value: object, minimum: float | None = None) -> None
     """value is a finite Python or NumPy real number, not below `minimum`."""
     if not isinstance(value, (int, float, numbers.Real)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {name}={value!r}")
-    if not -math.inf < value < math.inf:
+    if abs(value) == math.inf or value != value:
         raise ValueError(f"{name} must be finite, got {name}={value!r}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {name}={value!r}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 VARIABLES = {
-    "STYLEGAN_FAST_BACKEND": "backend of every op: reference, cpu, triton or cuda (default: automatic)",
-    "STYLEGAN_FAST_SIMD": "SIMD level of the CPU kernels: baseline, avx2 or avx512 (default: widest)",
+    "STYLEGAN_FAST_BACKEND": "backend of every op: reference, cpu, triton or cuda (default: chosen)",
+    "STYLEGAN_FAST_SIMD": "level of the CPU kernels: baseline, avx2 or avx512 (default: widest)",
     "TRITON_INTERPRET": "1: run Triton kernels on the CPU in Triton's interpreter (for tests)",
 }
 
 BUILD_VARIABLES = {
     "STYLEGAN_FAST_CUDA": "auto, on or off: compile the CUDA kernels (read by setup.py)",
-    "TORCH_CUDA_ARCH_LIST": "GPU architectures to compile for, such as 8.0;9.0+PTX (read by setup.py)",
+    "TORCH_CUDA_ARCH_LIST": "GPU architectures to compile for, as 8.0;9.0+PTX (read by setup.py)",
     "MAX_JOBS": "number of parallel compiler processes (read by setup.py)",
     "CXX": "C++ compiler; also CC, CXXFLAGS, LDFLAGS (read by setup.py)",
     "CUDA_HOME": "CUDA toolkit whose nvcc to use (read by setup.py)",

@@ -66,6 +66,7 @@ class Case:
     arguments: str
     run: Callable[[], float]
     """Returns the largest error as a fraction of the tolerance; raises where it is above 1."""
+    single_thread: bool = False
 
     def __str__(self) -> str:
         return f"{self.subject}, {self.target}, {dtype_name(self.dtype)}: {self.arguments}"
@@ -100,6 +101,10 @@ class Call:
     """How many products are summed into an element of the result."""
     rarity: int = 0
     """In how many respects this differs from the most common call."""
+
+    @property
+    def small(self) -> bool:
+        return sum(t.numel() for t in self.operands.values()) < 10_000
 
     def __str__(self) -> str:
         shown = {**self.operands, **self.arguments, "layout": self.layout}
@@ -341,6 +346,16 @@ def _derivatives(
 
 
 @contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def _poisoned_memory() -> Iterator[None]:
     """torch.empty gives NaN, so that an element which no kernel wrote shows."""
     enabled = torch.are_deterministic_algorithms_enabled()
@@ -428,12 +443,12 @@ def _op_cases(op: str, target: Target) -> Iterator[Case]:
             # PyTorch's operators round after each step, and a derivative takes many.
             exact = target.backend != "reference" or dtype.itemsize > 2
             orders = 2 if call.operands and exact else 0
-            yield Case(op, target, dtype, str(call), partial(_compare, call, target, dtype, orders))
-        small = sum(t.numel() for t in call.operands.values()) < 500
-        if call.operands and torch.float64 in dtypes and call.rarity <= 1 and small:
+            run = partial(_compare, call, target, dtype, orders)
+            yield Case(op, target, dtype, str(call), run, call.small)
+        if call.operands and call.rarity <= 1 and torch.float64 in dtypes:
             arguments = f"finite differences, {call}"
             run = partial(_check_gradients, call, target)
-            yield Case(op, target, torch.float64, arguments, run)
+            yield Case(op, target, torch.float64, arguments, run, call.small)
 
 
 def _tiny_networks(architecture: str) -> tuple[Generator, Discriminator]:
@@ -592,8 +607,11 @@ def check(
         for case in _with_progress(cases):
             row = cells.setdefault((case.subject, case.target), {d: _Cell() for d in DTYPES})
             cell = row[case.dtype]
+            # On small tensors threads only wait for each other, long on a busy machine.
+            threads = 1 if case.single_thread else torch.get_num_threads()
             try:
-                cell.largest_error = max(cell.largest_error, case.run())
+                with _threads(threads):
+                    cell.largest_error = max(cell.largest_error, case.run())
             except _CannotRunHereError as error:
                 skipped[case.subject] = str(error)
                 continue

@@ -70,7 +70,9 @@ def assert_all_orders(backend, x, b, dim, **arguments):
 
 
 @pytest.mark.parametrize("dtype", backends.reference.dtypes(), ids=str)
-@pytest.mark.parametrize("arguments", [{}, dict(alpha=0.31, gain=0.8077, clamp=0.6131)], ids=["defaults", "all"])
+@pytest.mark.parametrize(
+    "arguments", [{}, dict(alpha=0.31, gain=0.8077, clamp=0.6131)], ids=["defaults", "all"]
+)
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_every_order_matches_the_reference(backend, act, arguments, dtype, device):
     reason = backends.refusal(backend, "bias_act", device.type, dtype)
@@ -79,7 +81,8 @@ def test_every_order_matches_the_reference(backend, act, arguments, dtype, devic
             bias_act(*operands((2, 3), 1, dtype, device), act=act, backend=backend)
         return
     if backend == "reference" and dtype not in (torch.float64, torch.float32):
-        return assert_reference_in_16_bits(act, arguments, dtype, device)
+        assert_reference_in_16_bits(act, arguments, dtype, device)
+        return
     for shape, dim in SHAPES.values():
         assert_all_orders(backend, *operands(shape, dim, dtype, device), dim, act=act, **arguments)
     for shape, dim in (SHAPES["nchw"], SHAPES["nchw_whole_groups"], SHAPES["one_channel"]):
@@ -161,12 +164,21 @@ def test_gradcheck(backend, act, device):
 def test_peer_values(backend, device):
     """Numbers recorded from an independent implementation (value, first and second derivative)."""
     recorded = {
-        "lrelu": ([-0.494975, -0.070711, 1.060660, 3.181981], [0.282843, 0.282843, 1.414214, 1.414214], [0] * 4),
-        "tanh": ([-0.941376, -0.244919, 0.635149, 0.978026], [0.113812, 0.940015, 0.596586, 0.043465], [0.214280, 0.460454, -0.757842, -0.085020]),
-        "selu": ([-1.452587, -0.388890, 0.788026, 2.364077], [0.305512, 1.369209, 1.050701, 1.050701], [0.305512, 1.369209, 0, 0]),
-        "softplus": ([0.160224, 0.575939, 1.136871, 2.350207], [0.148047, 0.437823, 0.679179, 0.904651], [0.126129, 0.246134, 0.217895, 0.086258]),
-        "swish": ([-0.366398, -0.154794, 0.720378, 2.878580], [-0.102784, 0.532154, 1.191616, 1.553840], [0.137020, 0.685351, 0.533479, 0.021845]),
-    }  # fmt: skip
+        "lrelu": """-.494975 -.070711 1.060660 3.181981
+                     .282843  .282843 1.414214 1.414214   0 0 0 0""",
+        "tanh": """-.941376 -.244919 .635149  .978026
+                    .113812  .940015 .596586  .043465
+                    .214280  .460454 -.757842 -.085020""",
+        "selu": """-1.452587 -.388890 .788026 2.364077
+                     .305512 1.369209 1.050701 1.050701
+                     .305512 1.369209 0 0""",
+        "softplus": """.160224 .575939 1.136871 2.350207
+                       .148047 .437823  .679179  .904651
+                       .126129 .246134  .217895  .086258""",
+        "swish": """-.366398 -.154794 .720378 2.878580
+                    -.102784  .532154 1.191616 1.553840
+                     .137020  .685351 .533479  .021845""",
+    }
     b = torch.tensor([0.25], device=device)
     for act, numbers in recorded.items():
         x = torch.tensor([[[-2.0, -0.5, 0.5, 2.0]]], device=device, requires_grad=True)
@@ -174,9 +186,9 @@ def test_peer_values(backend, device):
         (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         (gg,) = torch.autograd.grad(g.sum(), x, allow_unused=True) if g.requires_grad else (None,)
         gg = torch.zeros_like(x) if gg is None else gg
-        for actual, expected in zip((y, g, gg), numbers):
-            expected = torch.tensor(expected, dtype=torch.float32, device=device)
-            torch.testing.assert_close(actual.detach().flatten(), expected, atol=2e-6, rtol=0)
+        expected = torch.tensor([float(n) for n in numbers.split()], device=device)
+        actual = torch.cat([t.detach().flatten() for t in (y, g, gg)])
+        torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
 
 
 def test_ties_and_kinks_follow_torch(backend, device):
@@ -301,7 +313,9 @@ def test_third_order_of_curved_activations_raises(backend, act, device):
     if backend == "reference":
         pytest.skip("the reference has every order")
     x = torch.randn(2, 3, device=device, requires_grad=True)
-    (g,) = torch.autograd.grad(bias_act(x, act=act, backend=backend).square().sum(), x, create_graph=True)
+    (g,) = torch.autograd.grad(
+        bias_act(x, act=act, backend=backend).square().sum(), x, create_graph=True
+    )
     (gg,) = torch.autograd.grad(g.square().sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="backend='reference'"):
         torch.autograd.grad(gg.sum(), x)
@@ -368,12 +382,13 @@ def test_more_than_two_to_the_31_elements():
     x = torch.zeros(1, 2, size // 2, dtype=torch.float16)
     x[0, 1, -1] = 3.0
     x[0, 1, -40] = -3.0
-    y = bias_act(x, torch.tensor([1.0, 2.0], dtype=torch.float16), act="lrelu", gain=1.0, backend="cpu")
+    b = torch.tensor([1.0, 2.0], dtype=torch.float16)
+    y = bias_act(x, b, act="lrelu", gain=1.0, backend="cpu")
     assert y[0, 0, :8].tolist() == [1.0] * 8
     assert y[0, 0, -1].item() == 1.0 and y[0, 1, 0].item() == 2.0
     assert y[0, 1, -1].item() == 5.0
     assert y[0, 1, -40].item() == pytest.approx(-0.2, abs=1e-3)
-    assert y.view(-1)[2**31 : 2**31 + 8].eq(2.0).all().item() is (2**31 + 8 <= size - 40)
+    assert y.view(-1)[2**31 + 1 : -1].eq(2.0).all()
 
 
 def test_linear_without_work_returns_its_input(backend, device):
@@ -574,7 +589,9 @@ def calls(draw):
     )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(call=calls())
 def test_any_call_agrees_or_raises_clearly(call, device):
     """On the automatic backend: the reference's result, or the exception that names the culprit."""
@@ -594,7 +611,7 @@ def test_any_call_agrees_or_raises_clearly(call, device):
             bias_act(*arguments)
         return
     if b is not None and not (0 <= dim < x.ndim and b.shape[0] == x.shape[dim]):
-        with pytest.raises(ValueError, match="dim|b must"):
+        with pytest.raises(ValueError, match=r"dim|b must"):
             bias_act(*arguments)
         return
     if clamp is not None and clamp < 0:

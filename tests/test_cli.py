@@ -1,6 +1,7 @@
 """The command line: info, check, and how they fail."""
 
 import json
+import math
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from stylegan_fast import __version__, _env, backends, check, info
 from stylegan_fast.__main__ import main
 from stylegan_fast.backends import native
 from stylegan_fast.reference.bias_act import bias_act as reference
+from stylegan_fast.testing import assert_matches, cosine, relative_error, tolerance
 
 needs_cpu_kernels = pytest.mark.skipif(
     backends.unavailable("cpu") is not None, reason="the cpu backend is not built"
@@ -256,6 +258,58 @@ def test_progress_bar_at_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(["check", "--backend", "reference", "--op", "setup_filter"]) == 0
     assert "All 5 checks passed on reference" in capsys.readouterr().out
+
+
+# The comparison that check and the tests rest on
+
+
+def test_tolerance_grows_with_eps_reduction_and_scale():
+    eps = {dtype: torch.finfo(dtype).eps for dtype in check.DTYPES}
+    assert tolerance(torch.float32) == 16 * eps[torch.float32]
+    assert tolerance(torch.float64, reduction=9) == 32 * eps[torch.float64]
+    assert tolerance(torch.float32, scale=3.0) == 48 * eps[torch.float32]
+    half = 8 * (eps[torch.float16] + 100 * eps[torch.float32])
+    assert tolerance(torch.float16, reduction=10_000) == pytest.approx(half)
+
+
+def test_a_match_returns_the_largest_fraction_of_the_tolerance():
+    expected = torch.tensor([1.0, -4.0, math.inf, math.nan], dtype=torch.float64)
+    actual = expected.float()
+    assert assert_matches(actual, expected) == 0
+    actual[0] += 8 * torch.finfo(torch.float32).eps
+    assert assert_matches(actual, expected) == pytest.approx(8 / 64)
+    assert assert_matches(torch.empty(0, 3), torch.empty(0, 3)) == 0
+
+
+@pytest.mark.parametrize(
+    "index, value", [(0, 1.00001), (0, math.nan), (0, math.inf), (1, math.inf), (2, 0.0)]
+)
+def test_a_mismatch_shows_where_and_both_values(index, value):
+    expected = torch.tensor([1.0, -math.inf, math.nan], dtype=torch.float64)
+    actual = expected.float()
+    actual[index] = value
+    with pytest.raises(AssertionError) as error:
+        assert_matches(actual, expected, name="g_x")
+    first, second = str(error.value).splitlines()
+    assert first.startswith("g_x: 1 of 3 elements are off by more than")
+    shown = f"({index},): {actual[index].item():.9g}, expected {expected[index].item():.9g}"
+    assert second.strip() == shown
+
+
+def test_only_the_first_mismatches_are_shown():
+    with pytest.raises(AssertionError, match="12 of 12 elements") as error:
+        assert_matches(torch.ones(3, 4), torch.zeros(3, 4))
+    assert len(str(error.value).splitlines()) == 6
+    with pytest.raises(AssertionError, match=r"shape \(3, 4\), expected \(4, 3\)"):
+        assert_matches(torch.ones(3, 4), torch.ones(4, 3))
+
+
+def test_comparisons_of_vectors():
+    a = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    b = torch.tensor([[0.0, 3.0], [0.0, 4.0]])
+    assert relative_error(1.5 * a, a) == pytest.approx(0.5)
+    assert cosine(-2 * a, a) == pytest.approx(-1)
+    assert cosine(a, b) == pytest.approx(16 / 25)
 
 
 # Errors

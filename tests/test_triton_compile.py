@@ -198,14 +198,14 @@ def main(folder):
         )
         registers, spilled = resources(compiled, folder)
         text = compiled.asm["ptx" if "ptx" in compiled.asm else "amdgcn"]
-        pattern = r"\b(?:ld|st)\.(?:global|shared|local)[\w.:]*|\bglobal_(?:load|store)_\w+"
+        pattern = r"\b(?:ld|st|max|min)\.[\w.:]+|\bglobal_(?:load|store)_\w+"
         report.append((target, name, registers, spilled, re.findall(pattern, text)))
     (folder / "report.json").write_text(json.dumps(report))
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """{(target, case): (registers, spilled bytes, memory instructions)}"""
+    """{(target, case): (registers, spilled bytes, accesses to memory, minima and maxima)}"""
     folder = tmp_path_factory.mktemp("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder / "cache")
@@ -238,7 +238,7 @@ def global_accesses(report, target, name):
     """(loads, stores) of 16 bytes, and of less."""
     wide, narrow = [0, 0], [0, 0]
     for kind in report[target, name][2]:
-        if "shared" not in kind:
+        if "global" in kind:
             size = wide if re.search(r"v4\.b32|v2\.b64|dwordx4", kind) else narrow
             size["st" in kind] += 1
     return tuple(wide), tuple(narrow)
@@ -273,6 +273,13 @@ def test_accesses_are_wide(report, dtype, each):
             loads, stores = wide
             amd, _ = global_accesses(report, "gfx942", f"{name} {dtype}")
             assert amd == (loads // 2, stores // 2), name
+
+
+def test_clamp_propagates_nan(report):
+    """What the interpreter cannot show: there any minimum does."""
+    kinds = set(report["sm_90", "forward with mask nchw float32"][2])
+    assert {"max.NaN.f32", "min.NaN.f32"} <= kinds
+    assert not {"max.f32", "min.f32"} & kinds
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """kernels/ against plain PyTorch in float64, in Triton's interpreter or on a GPU.
 
-conftest.py turns the interpreter on. Its bfloat16 stores truncate, so bfloat16 is tested on a GPU
-only, where in turn float64 would get its scalar arguments in float32.
+conftest.py turns the interpreter on for tests on the CPU. Its bfloat16 stores truncate, so bfloat16
+is tested on a GPU only, where in turn float64 would get its scalar arguments in float32.
 """
 
 import importlib.util
@@ -66,6 +66,7 @@ WALKS = {
     "pixels, one sample a tile": (("pixels", True), Geometry(24, 512, 1, 8)),
     "pixels of several tiles": (("pixels", True), Geometry(6, 2072, 1, 2)),
     "folded pixels": (("pixels", True), Geometry(48, 3, 1, 16)),
+    "folded pixels, one sample a tile": (("pixels", True), Geometry(1536, 3, 1, 512)),
     "odd pixels": (("pixels", False), Geometry(45, 5, 1, 15)),
     "one odd pixel": (("pixels", False), Geometry(1, 13, 1, 1)),
     "runs of CNHW": (("runs", True), Geometry(1, 3, 32, 8)),
@@ -217,7 +218,7 @@ def test_walks_are_those_meant(name):
     (layout, aligned), geometry = WALKS[name]
     walk = epilogue._walk(*geometry, per_sample=True)
     actual = walk.LAYOUT, walk.ALIGNED, walk.FOLD, walk.ONE_SAMPLE, walk.col_tiles > 1
-    fold = 8 if name == "folded pixels" else 1
+    fold = 8 if "folded" in name else 1
     assert actual == (layout, aligned, fold, "one sample" in name, "several tiles" in name)
     with_mask = epilogue._walk(*geometry, per_sample=True, writes_mask=True)
     assert (with_mask.LAYOUT == "flat") is not aligned
@@ -466,12 +467,12 @@ def sigmoid(x):
     return 1 / (1 + mpmath.exp(-x))
 
 
-# Range of arguments, and the error in units of the dtype's eps relative to the result.
+# The true function, the range of arguments, and the part of it where a series is used.
 MATH = {
-    "expm1": (mpmath.expm1, -100, 20, 3),
-    "log1p": (mpmath.log1p, -0.9999, 1e6, 3),
-    "tanh": (mpmath.tanh, -30, 30, 4),
-    "sigmoid": (sigmoid, -80, 80, 3),
+    "expm1": (mpmath.expm1, (-100, 20), (-0.5, 0.5)),
+    "log1p": (mpmath.log1p, (-0.9999, 1e6), (-0.5, 1)),
+    "tanh": (mpmath.tanh, (-30, 30), (-0.25, 0.25)),
+    "sigmoid": (sigmoid, (-80, 80), (0, 0)),
 }
 
 
@@ -479,21 +480,22 @@ MATH = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("function", MATH)
 def test_math_is_accurate_in_relative_terms(function, dtype):
-    true_function, low, high, units = MATH[function]
+    """Within 2 eps by series; elsewhere numpy's exp and log, of up to 3 eps, are part of it."""
+    true_function, (low, high), (series_low, series_high) = MATH[function]
     generator = torch.Generator().manual_seed(9)
     exponents = torch.linspace(-30, math.log10(max(-low, high)), 600, dtype=torch.float64)
-    near_switches = torch.tensor([-1.0, -0.5, 0.5, 1.0, 2.0], dtype=torch.float64)[:, None]
-    near_switches = near_switches + torch.linspace(-1e-3, 1e-3, 21, dtype=torch.float64)
-    uniform = torch.rand(600, generator=generator, dtype=torch.float64)
-    x = torch.cat(
-        [10**exponents, -(10**exponents), near_switches.flatten(), low + (high - low) * uniform]
-    ).to(dtype)
-    x = x[(x >= low) & (x <= high)]
+    uniform = low + (high - low) * torch.rand(600, generator=generator, dtype=torch.float64)
+    near = torch.linspace(-1.2, 1.2, 1201, dtype=torch.float64)
+    x = torch.cat([10**exponents, -(10**exponents), near, uniform]).to(dtype)
+    x = x[(x >= low) & (x <= high) & (x != 0)]
+    by_series = (x > series_low) & (x < series_high)
     with mpmath.workdps(40):
         truth = [true_function(mpmath.mpf(value)) for value in x.tolist()]
         actual = [mpmath.mpf(value) for value in apply(function, x).tolist()]
-        error = max(abs((a - t) / t) for a, t in zip(actual, truth))
-    assert error <= units * torch.finfo(dtype).eps
+        errors = torch.tensor([float(abs((a - t) / t)) for a, t in zip(actual, truth)])
+    errors /= torch.finfo(dtype).eps
+    assert errors.max() <= 5
+    assert errors[by_series].numel() == 0 or errors[by_series].max() <= 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2] if INTERPRETED else DTYPES[:1], ids=str)

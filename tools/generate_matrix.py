@@ -1,7 +1,7 @@
 """Write README.md's matrix of ops, backends, dtypes and orders from the registry.
 
-    python tools/generate_matrix.py            write it
-    python tools/generate_matrix.py --check    exit 1 if it is not current
+python tools/generate_matrix.py            write it
+python tools/generate_matrix.py --check    exit 1 if it is not current
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def load() -> tuple[ModuleType | None, str]:
 
 
 def build_record() -> dict[str, Any]:
-    """What setup.py wrote down: compilers, flags, architectures, and the last lines of a failure."""
+    """What setup.py wrote down: compilers, flags, architectures, the last lines of a failure."""
     path = Path(__file__).resolve().parent.parent / "_build.json"
     try:
         return json.loads(path.read_text())

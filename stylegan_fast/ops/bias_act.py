@@ -55,8 +55,8 @@ def bias_act(
     Autocast: computes and returns in x's dtype; under autocast b is cast to it.
 
     Raises:
-        TypeError: x is not a floating-point tensor, b has another dtype, alpha, gain or clamp is not
-            a number. ValueError: wrong shape, dim, device, or clamp < 0. KeyError: unknown act.
+        TypeError: x is not a floating-point tensor, b has another dtype, or alpha, gain or clamp is
+            not a number. ValueError: wrong shape, dim, device, or clamp < 0. KeyError: unknown act.
         RuntimeError: the explicitly chosen backend cannot run this.
 
     The originals' `bias_act` and, with act='lrelu', their `fused_leaky_relu`.
@@ -94,7 +94,7 @@ def _checked_bias(b: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
     check_tensor("b", b)
     if b.ndim != 1 or b.shape[0] != x.shape[dim]:
         raise ValueError(
-            f"b must have the shape [{x.shape[dim]}] of dimension {dim} of x.shape={tuple(x.shape)}, "
+            f"b must have the shape [{x.shape[dim]}] of dim {dim} of x.shape={tuple(x.shape)}, "
             f"got b.shape={tuple(b.shape)}"
         )
     if b.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):

@@ -233,9 +233,7 @@ class _Slope(torch.autograd.Function):
         ctx.save_for_backward(x, dy, b)
         ctx.arguments = (dim, act, alpha, gain, clamp)
         ctx.backend = backend
-        dv, db = curved_op(
-            1, x, dy, None, b, dim, act, alpha, gain, clamp, with_sum, backend
-        )
+        dv, db = curved_op(1, x, dy, None, b, dim, act, alpha, gain, clamp, with_sum, backend)
         if not with_sum:
             ctx.mark_non_differentiable(db)
         return dv, db

@@ -1,1 +1,1 @@
-"""Plain PyTorch, any device, any order of differentiation: the oracle of every test, the fallback."""
+"""Plain PyTorch, any device, any order of differentiation: the oracle and the fallback."""

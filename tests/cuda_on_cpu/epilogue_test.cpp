@@ -389,7 +389,7 @@ void run_far() {
   run_far<Float16>({3, M + 1, 2048, 2048}, 2048, M, true);                 // planes
   run_far<Float32>({2, M / 2, 4104, 4104}, 4104, M / 2 - 1, true);
   // One row, or units: a block is 2048 elements wherever they are.
-  run_far<BFloat16>({3, 1024 * M + 300, 1, 3}, 900, 3 * M / 2, false);
+  run_far<BFloat16>({3, 1024 * M + 301, 1, 3}, 903, 3 * M / 2, false);
   run_far<BFloat16>({1, 3, 1024 * M + 341, 1024 * M + 341}, 1023, 3 * M / 2, false, 64 * M);
 }
 

@@ -1,0 +1,33 @@
+"""A small record of speed for pytest-benchmark: `pytest tests/test_regression_benchmark.py`,
+`--benchmark-autosave` to keep it and `--benchmark-compare` to look back. What fails is a wrong
+value, never a time."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("pytest_benchmark")
+
+from stylegan_fast.benchmarks.bias_act import BiasAct
+from stylegan_fast.benchmarks.cases import LEVELS, Case
+from stylegan_fast.benchmarks.gate import check
+from stylegan_fast.benchmarks.workload import Session
+
+CASES = [
+    Case("bias_act", "regression", (2, 24, 40, 36), "float32", layout, level, mode)
+    for layout in ("nchw", "nhwc")
+    for level in ("kernel", "user")
+    for mode in LEVELS[level]
+]
+
+
+@pytest.mark.parametrize("provider", ["stock", "reference", "cpu", "triton", "cuda"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bias_act(benchmark, case, provider, device, tmp_path):
+    work = BiasAct(case, Session(device, tmp_path, compiles=False))
+    calls = {found.name: found.call for found in work.providers()}
+    if provider not in calls:
+        pytest.skip(f"{provider} has no {case.level} call that can be timed on {device}")
+    benchmark.group = str(case)
+    results = benchmark.pedantic(calls[provider], rounds=5, warmup_rounds=1)
+    assert check(results, work.expected())[1] == ""
