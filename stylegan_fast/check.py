@@ -66,7 +66,6 @@ class Case:
     arguments: str
     run: Callable[[], float]
     """Returns the largest error as a fraction of the tolerance; raises where it is above 1."""
-    single_thread: bool = False
 
     def __str__(self) -> str:
         return f"{self.subject}, {self.target}, {dtype_name(self.dtype)}: {self.arguments}"
@@ -101,10 +100,8 @@ class Call:
     """How many products are summed into an element of the result."""
     rarity: int = 0
     """In how many respects this differs from the most common call."""
-
-    @property
-    def small(self) -> bool:
-        return sum(t.numel() for t in self.operands.values()) < 10_000
+    threads: int = 1
+    """On small tensors threads only wait for each other, long on a busy machine."""
 
     def __str__(self) -> str:
         shown = {**self.operands, **self.arguments, "layout": self.layout}
@@ -155,6 +152,7 @@ def _bias_act_calls() -> Iterator[Call]:
             {"dim": dim, "act": act, **altered},
             layout,
             rarity=(act not in usual) + (not altered) + (place != SHAPES[0]) + (place in LARGE),
+            threads=torch.get_num_threads() if place in LARGE else 1,
         )
 
 
@@ -394,7 +392,7 @@ def _compare(call: Call, target: Target, dtype: torch.dtype, orders: int) -> flo
     rounded = {name: t.to(dtype) for name, t in call.operands.items()}
     function = _of_operands(call.function, call, target.device)
     definition = _of_operands(call.definition, call)
-    with use_backend(target.backend), _poisoned_memory():
+    with use_backend(target.backend), _poisoned_memory(), _threads(call.threads):
         actual = _derivatives(function, _moved(rounded, target.device), dtype, orders)
     exact = {name: t.double() for name, t in rounded.items()}
     expected = _derivatives(definition, exact, dtype, orders)
@@ -444,11 +442,11 @@ def _op_cases(op: str, target: Target) -> Iterator[Case]:
             exact = target.backend != "reference" or dtype.itemsize > 2
             orders = 2 if call.operands and exact else 0
             run = partial(_compare, call, target, dtype, orders)
-            yield Case(op, target, dtype, str(call), run, call.small)
+            yield Case(op, target, dtype, str(call), run)
         if call.operands and call.rarity <= 1 and torch.float64 in dtypes:
             arguments = f"finite differences, {call}"
             run = partial(_check_gradients, call, target)
-            yield Case(op, target, torch.float64, arguments, run, call.small)
+            yield Case(op, target, torch.float64, arguments, run)
 
 
 def _tiny_networks(architecture: str) -> tuple[Generator, Discriminator]:
@@ -602,16 +600,14 @@ def check(
     }
     cells: dict[tuple[str, Target], dict[torch.dtype, _Cell]] = {}
     failures: list[tuple[Case, Exception]] = []
-    with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with exact, _threads(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for case in _with_progress(cases):
             row = cells.setdefault((case.subject, case.target), {d: _Cell() for d in DTYPES})
             cell = row[case.dtype]
-            # On small tensors threads only wait for each other, long on a busy machine.
-            threads = 1 if case.single_thread else torch.get_num_threads()
             try:
-                with _threads(threads):
-                    cell.largest_error = max(cell.largest_error, case.run())
+                cell.largest_error = max(cell.largest_error, case.run())
             except _CannotRunHereError as error:
                 skipped[case.subject] = str(error)
                 continue

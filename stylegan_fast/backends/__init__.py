@@ -1,8 +1,9 @@
 """What can run here, and why not.
 
 A choice is one ordered list per device type; every backend answers a request with None or with
-the reason it cannot serve it. An automatic choice takes the first that can. An explicit one (`backend=`,
-`use_backend`, `STYLEGAN_FAST_BACKEND`) is served or raises RuntimeError with the reason.
+the reason it cannot serve it. An automatic choice takes the first that can. An explicit one
+(`backend=`, `use_backend`, `STYLEGAN_FAST_BACKEND`) is served or raises RuntimeError with the
+reason.
 """
 
 from __future__ import annotations

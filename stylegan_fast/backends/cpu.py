@@ -37,7 +37,7 @@ def epilogue_forward(
     clamp: float,
 ) -> None:
     problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
-    native.load()[0].cpu_epilogue_forward(
+    native.module().cpu_epilogue_forward(
         problem, x.data_ptr(), y.data_ptr(), address(mask), torch.get_num_threads()
     )
 
@@ -53,7 +53,7 @@ def epilogue_masked(
     gain: float,
 ) -> None:
     problem = epilogue(dy, geometry, gain=gain, scale=scale)
-    native.load()[0].cpu_epilogue_masked(
+    native.module().cpu_epilogue_masked(
         problem,
         negative_slope,
         dy.data_ptr(),
@@ -82,7 +82,7 @@ def epilogue_curved(
     clamp: float,
 ) -> None:
     problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
-    native.load()[0].cpu_epilogue_curved(
+    native.module().cpu_epilogue_curved(
         problem,
         order,
         x.data_ptr(),

@@ -58,7 +58,7 @@ def _stream(x: torch.Tensor) -> int:
 def _workspace(problem: object, total: torch.Tensor | None) -> torch.Tensor | None:
     if total is None:
         return None
-    size = native.load()[0].cuda_epilogue_workspace(problem)
+    size = native.module().cuda_epilogue_workspace(problem)
     return torch.empty(size, dtype=total.dtype, device=total.device)
 
 
@@ -78,7 +78,7 @@ def epilogue_forward(
 ) -> None:
     problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
     with torch.cuda.device(x.device):
-        native.load()[0].cuda_epilogue_forward(
+        native.module().cuda_epilogue_forward(
             problem, x.data_ptr(), y.data_ptr(), address(mask), _stream(x)
         )
 
@@ -96,7 +96,7 @@ def epilogue_masked(
     problem = epilogue(dy, geometry, gain=gain, scale=scale)
     workspace = _workspace(problem, total)
     with torch.cuda.device(dy.device):
-        native.load()[0].cuda_epilogue_masked(
+        native.module().cuda_epilogue_masked(
             problem,
             negative_slope,
             dy.data_ptr(),
@@ -128,7 +128,7 @@ def epilogue_curved(
     problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
     workspace = _workspace(problem, total)
     with torch.cuda.device(x.device):
-        native.load()[0].cuda_epilogue_curved(
+        native.module().cuda_epilogue_curved(
             problem,
             order,
             x.data_ptr(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import math
 from pathlib import Path
@@ -22,13 +23,18 @@ DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloa
 def load() -> tuple[ModuleType | None, str]:
     """(`_C`, "") or (None, the reason it cannot be loaded)."""
     try:
-        from stylegan_fast import _C
+        loaded = importlib.import_module("stylegan_fast._C")
     except ImportError as error:
         return None, f"the compiled module is missing ({error}); {build_hint()}"
     level = _env.choice("STYLEGAN_FAST_SIMD", ("baseline", "avx2", "avx512"))
     if level is not None:
-        _C.set_simd_level(level)
-    return _C, ""
+        loaded.set_simd_level(level)
+    return loaded, ""
+
+
+def module() -> Any:
+    """`_C`, where a backend that needs it has been chosen."""
+    return load()[0]
 
 
 def build_record() -> dict[str, Any]:
@@ -62,9 +68,7 @@ def epilogue(
     strength: torch.Tensor | None = None,
     b: torch.Tensor | None = None,
 ) -> Any:
-    module, _ = load()
-    assert module is not None
-    return module.Epilogue(
+    return module().Epilogue(
         DTYPE_CODES[like.dtype],
         *geometry,
         act,

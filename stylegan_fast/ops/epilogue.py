@@ -311,11 +311,11 @@ class _Epilogue(torch.autograd.Function):
             if affine:
                 v = _affine(x, scale, noise, strength)
                 d, offset = dy.to(v.dtype), None if b is None else b.to(v.dtype)
-            arguments = (dim, act, alpha, gain, clamp, needs_b, backend)
+            curve = (dim, act, alpha, gain, clamp, needs_b, backend)
             if recorded:
-                dv, d_b = _Slope.apply(v, d, offset, *arguments)
+                dv, d_b = _Slope.apply(v, d, offset, *curve)
             else:
-                dv, d_b = curved_op(1, v, d, None, offset, *arguments)
+                dv, d_b = curved_op(1, v, d, None, offset, *curve)
             fused_scale = False
         else:
             arguments = (dim, ctx.stride, negative_slope, gain, needs_b, backend)
