@@ -110,8 +110,9 @@ class BiasAct:
             part = slice(start, start + 16)
             x, dy, h = (t.detach()[:, part].double() for t in (self.x, self.dy, self.h[0]))
             b, h_b = (t.detach()[part].double() for t in (self.b, self.h[1]))
-            operands = [t.requires_grad_() for t in (x, b, dy)]
-            results = differentiate(_reference, mode, *operands, (h, h_b))
+            for t in (x, b, dy):
+                t.requires_grad_()
+            results = differentiate(_reference, mode, x, b, dy, (h, h_b))
             # lrelu has no curvature: autograd may leave its second gradients out.
             shapes = (x, x, b, x, b, dy)
             whole = [torch.zeros_like(t) if r is None else r for r, t in zip(results, shapes)]

@@ -88,7 +88,7 @@ def _shapes(size: str, device_type: str) -> dict[tuple[int, ...], str]:
     else:  # every second resolution
         largest = 16 if size == "quick" else 256
         chosen = [layer for layer in layers((256,))[::2] if layer.resolution <= largest]
-    shapes = {
+    shapes: dict[tuple[int, ...], str] = {
         (batch(layer, device_type), layer.channels, layer.resolution, layer.resolution): layer.name
         for layer in chosen
     }

@@ -24,8 +24,9 @@ from .workload import Provider, Session
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 """Colour photographs inside scikit-image's wheel."""
 
-SIZE = {"z_dim": 128, "w_dim": 128, "img_resolution": 64, "img_channels": 3, "c_dim": 0}
-WIDTH = {"channel_base": 4096, "channel_max": 128, "conv_clamp": 256}
+IMAGE: dict[str, Any] = {"img_resolution": 64, "img_channels": 3, "c_dim": 0}
+SIZE: dict[str, Any] = {"z_dim": 128, "w_dim": 128, **IMAGE}
+WIDTH: dict[str, Any] = {"channel_base": 4096, "channel_max": 128, "conv_clamp": 256}
 R1_GAMMA = 1.0
 PATH_LENGTH_WEIGHT = 2.0
 PATH_LENGTH_DECAY = 0.01
@@ -67,7 +68,7 @@ def crops(images: list[Tensor], count: int, size: int = 64) -> Tensor:
     return torch.stack(taken).float() / 127.5 - 1
 
 
-def discriminator_step(G: nn.Module, D: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+def discriminator_step(G: Any, D: Any, batch: Batch) -> tuple[Tensor, ...]:
     """softplus(D(G(z))) + softplus(-D(x)) + γ/2 ‖∇_x D(x)‖², averaged over the batch, and its
     gradient by D's parameters."""
     with torch.no_grad():
@@ -83,7 +84,7 @@ def discriminator_step(G: nn.Module, D: nn.Module, batch: Batch) -> tuple[Tensor
     return loss, *torch.autograd.grad(loss, list(D.parameters()))
 
 
-def generator_step(G: nn.Module, D: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+def generator_step(G: Any, D: Any, batch: Batch) -> tuple[Tensor, ...]:
     """softplus(-D(G(z))) averaged over the batch, plus 2 (‖Jᵀ_w y‖ - a)² averaged over half of
     it, and the gradient by G's parameters.
 
@@ -105,11 +106,11 @@ def generator_step(G: nn.Module, D: nn.Module, batch: Batch) -> tuple[Tensor, ..
     return loss, *torch.autograd.grad(loss, list(G.parameters()))
 
 
-def _mapped(G: nn.Module, z: Tensor) -> Tensor:
+def _mapped(G: Any, z: Tensor) -> Tensor:
     return G.mapping(z, z.new_zeros(z.shape[0], 0))
 
 
-STEPS: dict[str, Callable[[nn.Module, nn.Module, Batch], tuple[Tensor, ...]]] = {
+STEPS: dict[str, Callable[[Any, Any, Batch], tuple[Tensor, ...]]] = {
     "D + R1": discriminator_step,
     "G + path length": generator_step,
 }
@@ -131,7 +132,7 @@ class TrainingStep:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.G = Generator(**SIZE, **WIDTH).to(device)
-            self.D = Discriminator(**_image_size(), **WIDTH).to(device)
+            self.D = Discriminator(**IMAGE, **WIDTH).to(device)
             z, direction = torch.randn(count, SIZE["z_dim"]), torch.randn_like(real[: count // 2])
         self.batch = Batch(*(t.to(device) for t in (real, z, direction)))
         self.images = self._save_images()
@@ -209,10 +210,6 @@ class _OnCopy:
         return self._D(image.clone(), labels)
 
 
-def _image_size() -> dict[str, int]:
-    return {name: SIZE[name] for name in ("c_dim", "img_resolution", "img_channels")}
-
-
 def _layer(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
@@ -226,7 +223,7 @@ def peer_networks(module: Any, G: nn.Module, D: nn.Module) -> tuple[nn.Module, n
         peer_g = module.Generator(**SIZE, **width)
     except TypeError:
         peer_g = module.Generator(**SIZE, synthesis_kwargs=width)
-    peer_d = module.Discriminator(**_image_size(), **width)
+    peer_d = module.Discriminator(**IMAGE, **width)
     for network, ours in ((peer_g, G), (peer_d, D)):
         network.load_state_dict(ours.state_dict())
         network.to(device)

@@ -69,16 +69,18 @@ def _output(*command: str) -> str:
 
 
 def git_commit(folder: Path) -> tuple[str, bool]:
-    """The checkout's commit, and whether tracked files differ from it; ("", False) without git."""
+    """The commit of a checkout, and whether tracked files differ from it; ("", False) if the
+    folder is none."""
     git = ("git", "-C", str(folder))
+    if _output(*git, "rev-parse", "--show-prefix"):  # a folder inside somebody else's checkout
+        return "", False
     commit = _output(*git, "rev-parse", "HEAD")
     return commit, bool(_output(*git, "status", "--porcelain", "--untracked-files=no"))
 
 
 def _commit() -> tuple[str, str]:
-    root = Path(__file__).resolve().parent.parent
-    if (root / ".git").exists():
-        commit, dirty = git_commit(root)
+    commit, dirty = git_commit(Path(__file__).resolve().parent.parent)
+    if commit:
         return commit, "yes" if dirty else "no"
     return str(native.build_record().get("commit") or ""), ""
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import torch
@@ -100,13 +101,13 @@ def _importing(root: Path, device: torch.device) -> Iterator[None]:
     `pkg_resources`, which newer versions of setuptools lack, is stood in for. Without a GPU the
     extensions that the op/ family compiles at import are left out: on the CPU it calls none.
     """
-    others = _take(lambda name: name.split(".")[0] in _TOP_LEVEL)
+    others = _taken_out()
     stand_in = importlib.util.find_spec("pkg_resources") is None
     if stand_in:
         versions = ModuleType("pkg_resources")
         vars(versions)["parse_version"] = torch.torch_version.TorchVersion
         sys.modules["pkg_resources"] = versions
-    without_extensions = contextlib.nullcontext()
+    without_extensions: Any = contextlib.nullcontext()
     if device.type != "cuda":
         extension = importlib.import_module("torch.utils.cpp_extension")
         without_extensions = mock.patch.object(extension, "load", return_value=None)
@@ -116,12 +117,13 @@ def _importing(root: Path, device: torch.device) -> Iterator[None]:
             yield
     finally:
         sys.path.remove(str(root))
-        _take(lambda name: name.split(".")[0] in _TOP_LEVEL)
+        _taken_out()
         sys.modules.update(others)
         if stand_in:
             del sys.modules["pkg_resources"]
 
 
-def _take(wanted: Callable[[str], bool]) -> dict[str, ModuleType]:
-    """Remove modules from sys.modules."""
-    return {name: sys.modules.pop(name) for name in list(sys.modules) if wanted(name)}
+def _taken_out() -> dict[str, ModuleType]:
+    """Modules with a checkout's names, removed from sys.modules."""
+    names = [name for name in sys.modules if name.split(".")[0] in _TOP_LEVEL]
+    return {name: sys.modules.pop(name) for name in names}

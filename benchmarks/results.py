@@ -6,6 +6,7 @@ import csv
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 OK, FAIL, SKIPPED = "ok", "FAIL", "skipped"
 
@@ -89,7 +90,7 @@ def _cell(value: str | int | float) -> str:
     return str(value) if value else ""
 
 
-def _value(name: str, cell: str) -> str | int | float:
+def _value(name: str, cell: str) -> Any:
     empty = _EMPTY[name]
     return type(empty)(cell) if cell else empty
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def measure(
     case: Case,
     session: Session,
     seconds: float,
-    conditions: dict[str, str],
+    conditions: dict[str, Any],
     least: int = 5,
     cuda_graph: bool = False,
 ) -> list[Row]:

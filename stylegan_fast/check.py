@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -439,8 +439,8 @@ def _op_cases(op: str, target: Target) -> Iterator[Case]:
             if call.definition is reference_bias_act and (target, dtype) == ORACLE:
                 continue
             # PyTorch's operators round after each step, and a derivative takes many.
-            exact = target.backend != "reference" or dtype.itemsize > 2
-            orders = 2 if call.operands and exact else 0
+            rounds_once = target.backend != "reference" or dtype.itemsize > 2
+            orders = 2 if call.operands and rounds_once else 0
             run = partial(_compare, call, target, dtype, orders)
             yield Case(op, target, dtype, str(call), run)
         if call.operands and call.rarity <= 1 and torch.float64 in dtypes:
@@ -451,14 +451,12 @@ def _op_cases(op: str, target: Target) -> Iterator[Case]:
 
 def _tiny_networks(architecture: str) -> tuple[Generator, Discriminator]:
     """Networks of 16 x 16 pixels in which every parameter matters."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        narrow: dict[str, Any] = {"channel_base": 64, "channel_max": 8}
-        narrow["architecture"] = architecture
-        generator = Generator(6, 0, 5, 16, 3, {"num_layers": 2}, **narrow).eval()
-        discriminator = Discriminator(0, 16, 3, **narrow)
-        for parameter in itertools.chain(generator.parameters(), discriminator.parameters()):
-            parameter.data += 0.1 * torch.randn_like(parameter)
+    torch.manual_seed(0)
+    kwargs: dict[str, Any] = dict(architecture=architecture, channel_base=64, channel_max=8)
+    generator = Generator(6, 0, 5, 16, 3, {"num_layers": 2}, **kwargs).eval()
+    discriminator = Discriminator(0, 16, 3, **kwargs)
+    for parameter in itertools.chain(generator.parameters(), discriminator.parameters()):
+        parameter.data += 0.1 * torch.randn_like(parameter)
     return generator, discriminator
 
 
@@ -600,12 +598,16 @@ def check(
     }
     cells: dict[tuple[str, Target], dict[torch.dtype, _Cell]] = {}
     failures: list[tuple[Case, Exception]] = []
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with exact, _threads(1), warnings.catch_warnings():
+    with ExitStack() as stack:
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(_threads(1))
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         for case in _with_progress(cases):
             row = cells.setdefault((case.subject, case.target), {d: _Cell() for d in DTYPES})
             cell = row[case.dtype]
+            torch.manual_seed(0)  # of gradgradcheck's cotangents
             try:
                 cell.largest_error = max(cell.largest_error, case.run())
             except _CannotRunHereError as error:

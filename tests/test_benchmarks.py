@@ -16,7 +16,7 @@ from stylegan_fast.benchmarks import end_to_end, peers, report, results, suite, 
 from stylegan_fast.benchmarks.bias_act import BiasAct, stock
 from stylegan_fast.benchmarks.cases import LEVELS, TARGETS, Case, layers, select
 from stylegan_fast.benchmarks.gate import Expected, check
-from stylegan_fast.benchmarks.machine import peak_memory
+from stylegan_fast.benchmarks.machine import git_commit, peak_memory
 from stylegan_fast.benchmarks.results import COLUMNS, Row
 from stylegan_fast.benchmarks.workload import Session
 
@@ -303,7 +303,6 @@ def test_every_row_carries_its_conditions(quick):
         for name in ("run", "timestamp", "device", "processor", "cores", "threads", "system"):
             assert getattr(row, name), name
         assert row.torch == torch.__version__
-        assert row.commit or not (Path(__file__).parents[1] / ".git").exists()
         if row.level == "training":
             assert row.flops > 1e9
             assert row.baseline == "reference"
@@ -326,6 +325,16 @@ def test_fused_call_holds_less_memory_than_stock(quick):
     for layout in ("nchw", "nhwc"):
         assert size <= peak[layout, "forward", "cpu"] < 1.1 * size
         assert peak[layout, "forward", "stock"] >= 2 * size
+
+
+def test_commit_is_that_of_the_folder_itself(quick):
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("not in a git checkout")
+    commit, _ = git_commit(root)
+    assert len(commit) == 40
+    assert {row.commit for row in results.read(quick[0] / "results.csv")} == {commit}
+    assert git_commit(root / "tests") == ("", False)
 
 
 def test_list_measures_nothing(tmp_path, capsys):

@@ -145,18 +145,19 @@ def test_check_of_some_ops_passes_and_says_what_is_missing(capsys, monkeypatch):
     assert "bias_act " not in out
 
 
-def test_check_restores_what_it_changes(monkeypatch):
-    state = (
-        torch.are_deterministic_algorithms_enabled(),
-        backends.requested_backend(),
-        torch.random.get_rng_state().sum(),
-    )
-    assert main(["check", "--backend", "reference", "--op", "networks"]) == 0
-    assert state == (
-        torch.are_deterministic_algorithms_enabled(),
-        backends.requested_backend(),
-        torch.random.get_rng_state().sum(),
-    )
+def test_check_restores_what_it_changes():
+    def state():
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.allow_tf32,
+            torch.get_num_threads(),
+            torch.random.get_rng_state().tolist(),
+            backends.requested_backend(),
+        )
+
+    before = state()
+    assert main(["check", "--backend", "reference", "--op", "networks", "modulated_conv2d"]) == 0
+    assert state() == before
 
 
 @pytest.fixture

@@ -12,14 +12,19 @@ import torch
 from .. import _env
 
 
+OLDEST_TRITON = (3, 2)
+
+
 @functools.cache
 def unavailable() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (it comes with PyTorch's GPU wheels)"
-    if _env.flag("TRITON_INTERPRET"):
-        return None
-    if not torch.cuda.is_available():
+    if not _env.flag("TRITON_INTERPRET") and not torch.cuda.is_available():
         return "PyTorch finds no GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
+    version = importlib.import_module("triton").__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return f"triton {version} is older than {oldest}, the first that runs the kernels correctly"
     return None
 
 
