@@ -287,6 +287,7 @@ def epilogue_masked_kernel(
             if not ALIGNED:
                 word = offset // 8
                 lane = offset % 8
+            # Before dy: the other way round Triton repeats the arithmetic in a second layout.
             bits = tl.load(mask + word, inside, 0).to(tl.int32) >> lane
             dv = tl.load(dy + offset, inside, 0).to(ACC)
             if DROPS_NEGATIVE:
