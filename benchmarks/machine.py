@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 
 from .. import __version__
 from ..backends import native
-from .timing import Call
+from .timing import Call, interleaved, stopwatch
 
 MEMORY_METHODS = {
     "cuda": "torch.cuda.max_memory_allocated above what was allocated before the call",
@@ -117,24 +116,20 @@ def _gpu_clock(device: torch.device) -> str:
     return ", ".join(f"{n} {fact.strip()}" for n, fact in zip(names, facts.split(",")) if fact)
 
 
-@functools.cache
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of a few large matrix products."""
+def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Call, int]:
+    """A large matrix product, the ceiling of what computes, and its FLOPs."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(6):
-        _synchronize(device)
-        start = time.perf_counter()
-        a @ a
-        _synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, a, out=out), 2 * size**3
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+@functools.cache
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product."""
+    call, flops = matrix_product(device, dtype)
+    timing = interleaved({"": call}, stopwatch(device), seconds=0.2)[""]
+    return flops / timing.median_us * 1e6
 
 
 def peak_memory(call: Call, device: torch.device) -> int:

@@ -15,7 +15,7 @@ from . import gate
 from .bias_act import BiasAct
 from .cases import Case
 from .end_to_end import TrainingStep
-from .machine import MEMORY_METHODS, matrix_rate, peak_memory
+from .machine import MEMORY_METHODS, matrix_product, matrix_rate, peak_memory
 from .peers import one_line
 from .results import FAIL, OK, SKIPPED, Row
 from .timing import Call, graphed, interleaved, stopwatch
@@ -26,7 +26,7 @@ WORKLOADS: dict[str, Callable[[Case, Session], Workload]] = {
     "training": TrainingStep,
 }
 
-COPY = "copy_"
+COPY, MATRIX_PRODUCT = "copy_", "matrix product"
 
 
 def now() -> str:
@@ -89,10 +89,16 @@ def _measure(
         calls[COPY] = copy
         if case.level == "kernel":
             rows[COPY] = replace(blank, provider=COPY, bytes=work.copied_bytes(), flops=0)
-    timings = interleaved(calls, stopwatch(session.device), seconds, least) if calls else {}
+    else:
+        calls[MATRIX_PRODUCT], matrix_flops = matrix_product(session.device, work.arithmetic)
+    timings = interleaved(calls, stopwatch(session.device), seconds, least)
 
-    matrix = matrix_rate(session.device, work.arithmetic)
-    copy_rate = work.copied_bytes() / timings[COPY].median_us * 1e6 if COPY in timings else math.nan
+    if copy is not None:
+        copy_rate = work.copied_bytes() / timings[COPY].median_us * 1e6
+        matrix = matrix_rate(session.device, work.arithmetic)
+    else:
+        copy_rate = math.nan
+        matrix = matrix_flops / timings[MATRIX_PRODUCT].median_us * 1e6
     for name, row in rows.items():
         row.copy_gbyte_s, row.matrix_gflop_s = copy_rate / 1e9, matrix / 1e9
         moving = row.bytes / copy_rate if row.bytes else 0.0

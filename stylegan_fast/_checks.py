@@ -58,3 +58,8 @@ def check_number(name: str, value: object, minimum: float | None = None) -> None
         raise ValueError(f"{name} must be finite, got {name}={value!r}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {name}={value!r}")
+
+
+def autocast_enabled(x: torch.Tensor) -> bool:
+    """Whether operators on x's device choose their own dtype here."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)

@@ -578,7 +578,7 @@ class _Cell:
 def check(
     backend: str | None = None, device: str | None = None, subjects: Sequence[str] = SUBJECTS
 ) -> bool:
-    """Run the cases and print what became of them; True if all passed.
+    """Run the cases and print what became of them; True if there were some and all passed.
 
     RuntimeError if the backend or the device cannot be used here, or leaves nothing to check.
     """
@@ -633,12 +633,14 @@ def check(
     on = f"{', '.join(map(str, targets))} ({seconds:.0f} s)"
     if failures:
         print_bold(f"{len(failures):,} of {count:,} checks FAILED on {on}.")
+    elif not count:
+        print_bold("Nothing was checked.")
     else:
         print_bold(f"All {count:,} checks passed on {on}.")
     if skipped:
         reasons = (f"{name} ({reason})" for name, reason in skipped.items())
         print(f"Not checked here: {', '.join(reasons)}.")
-    return not failures
+    return count > 0 and not failures
 
 
 def _print_failure(case: Case, error: Exception) -> None:

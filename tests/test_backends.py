@@ -9,7 +9,7 @@ import torch
 
 import stylegan_fast
 from stylegan_fast import backends
-from stylegan_fast.backends import native
+from stylegan_fast.backends import cuda, native
 from stylegan_fast.ops import bias_act
 
 needs_cpu_kernels = pytest.mark.skipif(
@@ -287,3 +287,30 @@ def test_starting_is_cheap():
         "print([name for name in names if name in sys.modules])\n"
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        (["sm_80", "sm_90", "compute_120"], (9, 0), True),
+        (["sm_80"], (8, 9), True),
+        (["sm_86"], (8, 0), False),
+        (["sm_80"], (9, 0), False),
+        (["sm_80", "compute_80"], (12, 1), True),
+        (["compute_90"], (8, 6), False),
+        (["sm_90a"], (9, 0), True),
+        (["sm_100a", "compute_100a"], (10, 3), False),
+        (["sm_100f"], (10, 3), True),
+        ([], (7, 5), True),
+    ],
+)
+def test_architectures_the_module_was_built_for(monkeypatch, architectures, capability, runs):
+    record = {"cuda": {"architectures": architectures}}
+    monkeypatch.setattr(native, "build_record", lambda: record)
+    reason = cuda._architecture_mismatch(capability)
+    assert reason is None if runs else f"sm_{capability[0]}{capability[1]}" in reason
+
+
+def test_backend_of_another_type_is_refused():
+    with pytest.raises(ValueError, match="unknown"):
+        bias_act(torch.ones(2, 3), act="relu", backend=["cpu"])

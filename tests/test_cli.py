@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 
 import pytest
@@ -240,6 +241,8 @@ def test_a_machine_without_torch_compile_is_told(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "torch.compile (Dynamo is not supported on this Python)" in out
     assert "All 5 checks passed" in out
+    assert main(["check", "--backend", "reference", "--op", "torch.compile"]) == 1
+    assert "Nothing was checked." in capsys.readouterr().out
 
 
 def test_no_operand_is_close_to_a_clamp():
@@ -374,6 +377,15 @@ def test_version_and_help(capsys):
             main([flag])
         assert exit.value.code == 0
         assert text in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_traceback():
+    command = [sys.executable, "-m", "stylegan_fast", "info", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_bench_is_part_of_the_command(capsys):

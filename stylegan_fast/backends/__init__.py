@@ -8,7 +8,7 @@ reason.
 
 from __future__ import annotations
 
-from types import ModuleType
+from types import ModuleType, NoneType
 
 import torch
 
@@ -106,6 +106,8 @@ def refusal(name: str, op: str, device_type: str, dtype: torch.dtype) -> str | N
 def select(op: str, x: torch.Tensor, backend: str | None = None) -> str:
     """The name of the backend that serves this call."""
     explicit = _requested if backend is None else backend
+    if not isinstance(explicit, (str, NoneType)):
+        _backend(explicit)
     return _select(op, x.device.type, x.dtype, explicit)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 
 import torch
 
@@ -18,7 +17,8 @@ def unavailable() -> str | None:
     if module is None:
         return reason
     if not module.with_cuda:
-        return f"the package was built without CUDA kernels; {native.build_hint()}"
+        said = native.build_record().get("cuda", {}).get("reason", "").partition("\n")[0]
+        return "the package was built without CUDA kernels" + (f" ({said})" if said else "")
     if torch.version.hip is not None:
         return "this PyTorch is for ROCm; the triton backend runs there"
     if not torch.cuda.is_available():
@@ -27,13 +27,21 @@ def unavailable() -> str | None:
 
 
 def _architecture_mismatch(capability: tuple[int, int]) -> str | None:
-    """Machine code sm_XY runs on X.Z with Z >= Y, PTX compute_XY on everything from X.Y on."""
+    """Machine code sm_XY runs on X.Z with Z >= Y, PTX compute_XY on everything from X.Y on; what
+    is compiled for an XYa runs on X.Y alone, for an XYf within X."""
     architectures = native.build_record().get("cuda", {}).get("architectures", [])
     device = capability[0] * 10 + capability[1]
     for entry in architectures:
         kind, number = entry.split("_")
-        built = int(re.sub(r"\D", "", number))
-        if built <= device and (kind == "compute" or built // 10 == device // 10):
+        built = int(number.rstrip("af"))
+        same_family = built // 10 == device // 10 and built <= device
+        if number.endswith("a"):
+            runs = built == device
+        elif number.endswith("f") or kind == "sm":
+            runs = same_family
+        else:
+            runs = built <= device
+        if runs:
             return None
     if not architectures:
         return None

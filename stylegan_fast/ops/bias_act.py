@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import check_number, check_same, check_tensor
+from .._checks import autocast_enabled, check_number, check_same, check_tensor
 from ..activations import activation
 from ..backends import select
 from ..reference.bias_act import bias_act as reference_bias_act
@@ -97,7 +97,7 @@ def _checked_bias(b: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
             f"b must have the shape [{x.shape[dim]}] of dim {dim} of x.shape={tuple(x.shape)}, "
             f"got b.shape={tuple(b.shape)}"
         )
-    if b.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
+    if b.dtype != x.dtype and autocast_enabled(x):
         b = b.to(x.dtype)
     check_same("b", b, x)
     return b

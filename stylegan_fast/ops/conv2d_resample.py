@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import as_int, check_device, check_same, check_tensor
+from .._checks import as_int, autocast_enabled, check_device, check_same, check_tensor
 from ..backends import select
 from ..reference.conv2d_resample import conv2d_resample as reference_conv2d_resample
 from ..reference.conv2d_resample import output_size
-from ..reference.upfirdn2d import autocast_enabled
 from ..weight_gradients import skippable
 from .upfirdn2d import (
     _get_filter_size,

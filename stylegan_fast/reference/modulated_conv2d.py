@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from .._checks import autocast_enabled
 from .bias_act import bias_act
 from .conv2d_resample import conv2d_resample
-from .upfirdn2d import autocast_enabled, memory_format_of, without_autocast
+from .upfirdn2d import memory_format_of, without_autocast
 
 
 def _conv_dtype(x: torch.Tensor) -> torch.dtype:

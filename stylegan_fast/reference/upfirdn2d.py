@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 
-from .._checks import as_int
+from .._checks import as_int, autocast_enabled
 
 Pair = tuple[int, int]  # (x, y)
 Padding = tuple[int, int, int, int]  # (x0, x1, y0, y1) = left, right, top, bottom
@@ -67,10 +67,6 @@ def memory_format_of(x: torch.Tensor) -> torch.memory_format:
             return torch.contiguous_format
         least = stride * size
     return torch.channels_last
-
-
-def autocast_enabled(x: torch.Tensor) -> bool:
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def without_autocast(x: torch.Tensor) -> AbstractContextManager:

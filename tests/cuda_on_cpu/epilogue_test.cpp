@@ -269,6 +269,7 @@ std::vector<Case> cases(bool few) {
   add({2, 3, 7, 7});           // planes that cut packs
   if (few) return list;
   add({7, 2, 2056, 2056});
+  add({34, 1, 2056, 2056}, 3);  // more slices than sum_kernel has rows of threads
   add({5, 1, 72, 72});
   add({6, 4, 8, 24});    // the pixels of a sample are not a plane
   add({6, 3, 5, 15});
@@ -331,7 +332,7 @@ class Sparse {
   T* base_;
 };
 
-// A tensor of more than 2^31 elements, of which only the last column of blocks runs: it covers the
+// A tensor of more than 2^31 elements, or even packs, of which only the last column of blocks runs: it covers the
 // last `tail` elements of each sample.
 template <class D>
 void run_far(Geometry g, int64_t tail, int64_t block, bool with_masked, int multiprocessors = 1) {
@@ -384,9 +385,9 @@ void run_far(Geometry g, int64_t tail, int64_t block, bool with_masked, int mult
 
 void run_far() {
   constexpr int64_t M = 1 << 20;
-  run_far<Float16>({5, 1024 * M, 1, 5}, 2048, 512 * 1024 - 1, true);       // columns
+  run_far<Float16>({17, 1024 * M, 1, 17}, 2048, 512 * 1024 - 1, true);       // columns
   run_far<Float32>({3, 1024 * M, 1, 3}, 1024, 1024 * 1024 - 1, true);
-  run_far<Float16>({3, M + 1, 2048, 2048}, 2048, M, true);                 // planes
+  run_far<Float16>({9, M + 1, 2048, 2048}, 2048, M, true);                 // planes
   run_far<Float32>({2, M / 2, 4104, 4104}, 4104, M / 2 - 1, true);
   // One row, or units: a block is 2048 elements wherever they are.
   run_far<BFloat16>({3, 1024 * M + 301, 1, 3}, 903, 3 * M / 2, false);
