@@ -11,7 +11,6 @@ import torch
 
 from .. import _env
 
-
 OLDEST_TRITON = (3, 2)
 
 
