@@ -6,7 +6,7 @@ install:
 	$(PYTHON) -m pip install -e ".[dev]" && $(PYTHON) -m stylegan_fast info
 
 test:
-	pytest
+	pytest --benchmark-disable
 
 bench:
 	$(PYTHON) -m stylegan_fast bench

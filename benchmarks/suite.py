@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         with terminal.progress() as progress:
             task = progress.add_task("", total=len(cases))
             for case in cases:
-                progress.update(task, description=str(case))
+                progress.update(task, description=str(case), refresh=True)
                 measured = measure(case, session, seconds, known, least, arguments.cuda_graph)
                 file.append(measured)
                 terminal.rows(measured)

@@ -74,14 +74,18 @@ class Terminal:
             self.say(_line(cells(row)), {OK: None, FAIL: "bold red"}.get(row.status, "dim"))
 
     def progress(self) -> Progress:
-        bar = (
+        columns = (
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
         )
         return Progress(
-            *bar, console=self.console, transient=True, disable=not self.console.is_terminal
+            *columns,
+            console=self.console,
+            auto_refresh=False,  # nothing else runs while a case is timed
+            transient=True,
+            disable=not self.console.is_terminal,
         )
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from stylegan_fast import backends, benchmarks
 from stylegan_fast.benchmarks import end_to_end, peers, report, results, suite, timing
 from stylegan_fast.benchmarks.bias_act import BiasAct, stock
 from stylegan_fast.benchmarks.cases import LEVELS, TARGETS, Case, layers, select
@@ -19,8 +21,6 @@ from stylegan_fast.benchmarks.gate import Expected, check
 from stylegan_fast.benchmarks.machine import git_commit, peak_memory
 from stylegan_fast.benchmarks.results import COLUMNS, Row
 from stylegan_fast.benchmarks.workload import Session
-
-from stylegan_fast import backends, benchmarks
 from stylegan_fast.layers import Conv2dLayer, SynthesisLayer
 from stylegan_fast.models.stylegan2 import Discriminator, Generator
 

@@ -188,8 +188,9 @@ def resources(compiled, folder):
 
 def main(folder):
     import triton
-    from stylegan_fast.kernels import epilogue
     from triton.backends.compiler import GPUTarget
+
+    from stylegan_fast.kernels import epilogue
 
     report = []
     for target, name in COMPILED:

@@ -108,15 +108,20 @@ class Path {
 
  public:
   __device__ explicit Path(const Plan& plan)
-      : x(threadIdx.x % plan.width), y(threadIdx.x / plan.width),
-        plan_(plan), left_(min(plan.block_packs - x, plan.row_packs - column())), step_(blockIdx.y),
+      : x(threadIdx.x % plan.width), y(threadIdx.x / plan.width), plan_(plan), step_(blockIdx.y),
         line_(kLines ? step_ / plan.chunks : 0), chunk_(step_ - line_ * plan.chunks),
         pack_(y * plan.row_packs + column() + line_ * plan.line_packs +
-              chunk_ * unroll * plan.stride),
-        length_(!owns_columns() ? 0 : plan.length - !is_inside(plan.length - 1)) {}
+              chunk_ * unroll * plan.stride) {
+    const int64_t left = min(plan.block_packs - x, plan.row_packs - column());
+    const auto is_inside = [&](int64_t place) {
+      return place * plan.tile_step < left && y + place * plan.row_step < plan.rows;
+    };
+    const bool is_used = y < plan.height && is_inside(0);
+    length_ = is_used ? plan.length - !is_inside(plan.length - 1) : 0;
+  }
 
   __device__ int64_t column() const { return blockIdx.x * plan_.block_packs + x; }  // in its row
-  __device__ bool owns_columns() const { return y < plan_.height && is_inside(0); }
+  __device__ bool owns_columns() const { return length_ > 0; }
   __device__ bool is_over() const { return step_ >= plan_.steps; }
 
   // Of the packs of this chunk, u = 0 ... unroll - 1:
@@ -149,15 +154,11 @@ class Path {
 
  private:
   __device__ int place(int u) const { return chunk_ * unroll + u; }
-  __device__ bool is_inside(int64_t place) const {
-    return place * plan_.tile_step < left_ && y + place * plan_.row_step < plan_.rows;
-  }
 
   const Plan& plan_;
-  const int64_t left_;  // packs of this block's channels from x on
   int step_, line_, chunk_;
   int64_t pack_;
-  const int length_;  // of the lines as far as this thread has packs
+  int length_;  // of the lines as far as this thread has packs
 };
 
 // The affine part v = scale * x + strength * noise + bias.

@@ -59,5 +59,6 @@ int main() {
   if (to[0] != 2 || to[kThreads - 1] != 1) return 1;
   STYLEGAN_FAST_LAUNCH(swap_neighbours, dim3(1), dim3(kThreads), nullptr, to);
   if (to[0] != 1 || to[kThreads - 1] != kThreads - 2) return 1;
+  std::puts("all kernels are right");
   return 0;
 }
