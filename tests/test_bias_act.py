@@ -205,7 +205,7 @@ def test_ties_and_kinks_follow_torch(backend, device):
 
 
 def test_mask_is_taken_before_rounding(backend, device):
-    """181.019 is stored as 181 in float16: a clamped 200 loses its gradient, a true 181 keeps it."""
+    """181.019 is stored as 181 in float16: a clamped 200 has no gradient, a true 181 keeps it."""
     x = torch.tensor([[181.0, 200.0, -200.0, 180.0]], dtype=torch.float16, device=device)
     x.requires_grad_()
     y = bias_act(x, clamp=256 * math.sqrt(0.5), backend=backend)
