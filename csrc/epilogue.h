@@ -1,4 +1,4 @@
-// The epilogue of every fused op (DESIGN: "a linear operator followed by an epilogue"):
+// The epilogue of every fused op, which is a linear operator followed by
 //
 //     v = scale[n,c] * x + strength * noise[n,pixel] + bias[c]
 //     y = clamp(gain * act(v; alpha), -clamp, +clamp)
@@ -28,8 +28,8 @@ struct Geometry {
 // sum [channels].
 //
 // The mask holds two bytes for every 8 elements in memory order: bit j of the first byte is set
-// where v <= 0 at element 8k+j, bit j of the second where |gain * act(v)| <= clamp is false, both
-// from the value before rounding to dtype. It has 2 * ceil(numel / 8) bytes.
+// where v <= 0 at element 8k+j, bit j of the second where there is a clamp and |gain * act(v)| <=
+// clamp is false, both from the value before rounding to dtype. It has 2 * ceil(numel / 8) bytes.
 struct Epilogue {
   DType dtype;
   Geometry geometry;
@@ -50,7 +50,7 @@ struct Epilogue {
 //             For piecewise-linear activations; mask may be null, which means slope 1 everywhere.
 //             Where the factor is 0 the result is 0, also for a dy that is not finite.
 //   curved    order 1: d(v) = dy * gain * act'(v), order 2: d(v) = dy * h * gain * act''(v), both 0
-//             where clamped; dx = scale * d(v). For curved activations, from the input x.
+//             where |gain * act(v)| > clamp; dx = scale * d(v). For curved activations, from x.
 namespace cpu {
 void epilogue_forward(const Epilogue&, const void* x, void* y, uint8_t* mask, int threads);
 void epilogue_masked(const Epilogue&, double negative_slope, const void* dy, const uint8_t* mask,

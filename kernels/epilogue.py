@@ -251,8 +251,10 @@ def epilogue_forward_kernel(
     v = _affine(v, scale, noise, strength, b, channel, scale_at, noise_at, ROWS, UNITS)
     u = gain * value(v, alpha, ACT)
     if mask is not None:
-        # 16 bits apart, so that LLVM does not do all this in 16-bit arithmetic, which is slower.
-        bits = tl.where(v <= 0, 1 << lane, 0) + tl.where(tl.abs(u) <= clamp, 0, 1 << (lane + 16))
+        bits = tl.where(v <= 0, 1 << lane, 0)
+        if HAS_CLAMP:
+            # 16 bits apart, so that LLVM does not do this in 16-bit arithmetic, which is slower.
+            bits += tl.where(tl.abs(u) <= clamp, 0, 1 << (lane + 16))
         bits = tl.sum(tl.where(inside, bits, 0), axis=2, keep_dims=True)
         tl.store(mask + word, (bits | (bits >> 8)).to(tl.int16), unit_inside)
     if HAS_CLAMP:
@@ -339,7 +341,7 @@ def epilogue_curved_kernel(
             dv *= gain * slope(v, alpha, ACT)
         else:
             dv *= tl.load(h + offset, inside, 0).to(ACC) * (gain * curvature(v, alpha, ACT))
-        dv = tl.where(tl.abs(gain * value(v, alpha, ACT)) <= clamp, dv, 0)
+        dv = tl.where(tl.abs(gain * value(v, alpha, ACT)) > clamp, 0, dv)
         if workspace is not None:
             sums += dv
         if scale is not None:

@@ -14,6 +14,9 @@ def check_tensor(name: str, x: object, *ranks: int) -> None:
     """x is a floating-point tensor, of one of `ranks` if any is given."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested:
+        layout = "nested" if x.is_nested else x.layout
+        raise TypeError(f"{name} must be a dense tensor, got the layout {layout}; convert {name}")
     if x.dtype not in _DTYPES:
         raise TypeError(
             f"{name}.dtype={x.dtype} is not supported; "
@@ -50,14 +53,20 @@ def as_int(name: str, value: object, minimum: int | None = None) -> int:
     return int(value)
 
 
-def check_number(name: str, value: object, minimum: float | None = None) -> None:
-    """value is a finite Python or NumPy real number, not below `minimum`."""
+def check_number(name: str, value: object, minimum: float | None = None) -> float:
+    """value, a finite Python or NumPy real number not below `minimum`, as a float."""
     if not isinstance(value, (int, float, numbers.Real)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {name}={value!r}")
+    if not isinstance(value, float):
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError(f"{name} is too large for a float, got {name}={value!r}") from None
     if abs(value) == math.inf or value != value:
         raise ValueError(f"{name} must be finite, got {name}={value!r}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {name}={value!r}")
+    return value
 
 
 def autocast_enabled(x: torch.Tensor) -> bool:

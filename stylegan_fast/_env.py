@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 VARIABLES = {
-    "STYLEGAN_FAST_BACKEND": "backend of every op: reference, cpu, triton or cuda ",
+    "STYLEGAN_FAST_BACKEND": "backend of every op: reference, cpu, triton or cuda",
     "STYLEGAN_FAST_SIMD": "level of the CPU kernels: baseline, avx2 or avx512 (default: widest)",
     "TRITON_INTERPRET": "1: run Triton kernels on the CPU in Triton's interpreter (for tests)",
 }

@@ -234,6 +234,23 @@ def test_nan_and_infinity(backend, act, device):
     torch.testing.assert_close(actual, reference(x, None, 1, act, clamp=2.0), equal_nan=True)
 
 
+@pytest.mark.parametrize("clamp", [None, 2.0])
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_gradients_do_not_hide_nan(backend, act, clamp, device):
+    """Where PyTorch's gradients at NaN are not zero, ours are not zero either (they may be NaN)."""
+
+    def gradients(function):
+        x = torch.tensor([[math.nan, 0.5]], device=device, requires_grad=True)
+        y = function(x)
+        (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return [g, *torch.autograd.grad(g.sum(), x)] if act in CURVED else [g]
+
+    ours = gradients(lambda x: bias_act(x, act=act, clamp=clamp, backend=backend))
+    theirs = gradients(lambda x: reference(x, None, 1, act, clamp=clamp))
+    for actual, expected in zip(ours, theirs):
+        assert not ((actual == 0) & (expected != 0)).any()
+
+
 def test_clamped_elements_stop_infinite_gradients(backend, device):
     x = torch.tensor([[3.0, -1.0, 1.0]], device=device, requires_grad=True)
     dy = torch.tensor([[math.inf, math.nan, 1.0]], device=device)
@@ -391,6 +408,30 @@ def test_more_than_two_to_the_31_elements():
     assert y.view(-1)[2**31 + 1 : -1].eq(2.0).all()
 
 
+def test_transforms_choose_the_reference(backend, device):
+    """Forward mode and torch.func: right where the choice is automatic, else an error."""
+    x = torch.randn(2, 3, 4, device=device)
+    b = torch.randn(3, device=device)
+    tangent = torch.randn_like(x)
+
+    def function(x, backend=None):
+        return bias_act(x, b, act="tanh", backend=backend).sum()
+
+    expected = torch.autograd.functional.jvp(lambda x: function(x, "reference"), x, tangent)[1]
+    torch.testing.assert_close(torch.func.jvp(function, (x,), (tangent,))[1], expected)
+    torch.testing.assert_close((torch.func.grad(function)(x) * tangent).sum(), expected)
+    torch.testing.assert_close(
+        torch.func.vmap(lambda x: bias_act(x, b, 0, "tanh"))(x), bias_act(x, b, 1, "tanh")
+    )
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        y = torch.autograd.forward_ad.unpack_dual(function(dual))
+        torch.testing.assert_close(y.tangent, expected)
+    if backend != "reference":
+        with pytest.raises(NotImplementedError, match="backend='reference'"):
+            torch.func.jvp(lambda x: function(x, backend), (x,), (tangent,))
+
+
 def test_linear_without_work_returns_its_input(backend, device):
     x = torch.randn(2, 3, device=device)
     assert bias_act(x, backend=backend) is x
@@ -409,7 +450,9 @@ def test_linear_without_work_returns_its_input(backend, device):
         (ValueError, "b.device=meta", dict(b=torch.ones(3, device="meta"))),
         (ValueError, "dim=2", dict(b=torch.ones(3), dim=2)),
         (ValueError, "dim=-1", dict(b=torch.ones(3), dim=-1)),
-        (TypeError, "dim=1.0", dict(b=torch.ones(3), dim=1.0)),
+        (TypeError, "dim takes integers, got 1.0", dict(b=torch.ones(3), dim=1.0)),
+        (ValueError, "gain is too large", dict(gain=10**400)),
+        (TypeError, "sparse", dict(x=torch.ones(2, 3).to_sparse())),
         (ValueError, "clamp=-0.5", dict(clamp=-0.5)),
         (ValueError, "clamp=nan", dict(clamp=math.nan)),
         (TypeError, "clamp='1'", dict(clamp="1")),
@@ -499,7 +542,7 @@ def test_opcheck(backend, device):
         masked = (x, mask, scale, 1, list(x.stride()), 0.2, 1.4, True, backend)
         torch.library.opcheck(epilogue_module.masked_op, masked)
         for order, h in ((1, None), (2, x)):
-            curved = (order, x, x, h, b, 1, 4, 0.2, 1.4, 1.0, True, backend)
+            curved = (order, x, x, h, scale, noise, strength, b, 1, 4, 0.2, 1.4, 1.0, True, backend)
             torch.library.opcheck(epilogue_module.curved_op, curved)
 
 
@@ -510,9 +553,8 @@ def test_epilogue_with_scale_and_noise(backend, act, noise_shape, memory_format,
     """The whole epilogue: values, gradients and second gradients with respect to every operand."""
     if backend == "reference":
         pytest.skip("the kernels are compared with PyTorch's operators")
-    dtype = torch.float64
-    if backends.refusal(backend, "bias_act", device.type, dtype) is not None:
-        pytest.skip(f"{backend} has no float64 kernels")
+    refused = backends.refusal(backend, "bias_act", device.type, torch.float64) is not None
+    dtype = torch.float32 if refused else torch.float64
     x = torch.randn(2, 3, 4, 5, dtype=dtype, device=device).contiguous(memory_format=memory_format)
     scale = torch.rand(2, 3, dtype=dtype, device=device)
     b = torch.randn(3, dtype=dtype, device=device)
@@ -543,6 +585,10 @@ def test_epilogue_with_scale_and_noise(backend, act, noise_shape, memory_format,
 
     for actual, expected in zip(all_orders(fused), all_orders(composed)):
         torch.testing.assert_close(actual, expected)
+    # With constant scale and noise the whole backward pass is one kernel.
+    constants = [leaf if leaf is x or leaf is b else leaf.detach() for leaf in leaves]
+    actual = torch.autograd.grad(fused(*constants), [x, b], dy)
+    torch.testing.assert_close(actual, torch.autograd.grad(composed(*constants), [x, b], dy))
     if backend == "cpu":
         assert torch.autograd.gradcheck(fused, leaves)
         assert torch.autograd.gradgradcheck(fused, leaves)

@@ -316,12 +316,14 @@ void forward(const Epilogue& e, const T* x, T* y, uint8_t* mask, int threads) {
   const Operands<T> operands(e);
   const int64_t numel = e.geometry.numel();
   const V alpha(e.alpha), gain(e.gain), limit(e.clamp), strength(operands.strength);
+  // Without a clamp NaN is not clamped either.
+  const uint32_t unlimited = std::isinf(e.clamp) ? ~0u : 0u;
 
   const auto walk = [&](auto has_affine, auto has_mask, int64_t begin, int64_t end) {
     constexpr bool kAffine = decltype(has_affine)::value;
     constexpr bool kMask = decltype(has_mask)::value;
     // Captured and taken by value: what is reached through a reference is reloaded after each store.
-    const auto groups = [alpha, gain, limit, strength](auto run, const T* in, T* out,
+    const auto groups = [alpha, gain, limit, strength, unlimited](auto run, const T* in, T* out,
                                                        uint8_t* units) {
       const V lower = -limit, zero(0.0);
       for (int64_t k = 0; k < run.groups; ++k) {
@@ -340,7 +342,7 @@ void forward(const Epilogue& e, const T* x, T* y, uint8_t* mask, int threads) {
           }
           store(out + k * kGroup + lane, where(u > limit, limit, where(u < lower, lower, u)));
         }
-        if constexpr (kMask) store_units(units + k * 4, negative, kept);
+        if constexpr (kMask) store_units(units + k * 4, negative, kept | unlimited);
       }
     };
     for_each_run(operands, numel, begin, end, [&](const auto& run) {
@@ -480,7 +482,7 @@ void curved(const Epilogue& e, int order, const T* x, const T* dy, const T* h, T
       } else {
         factor = factor * load(in[2] + k * kGroup + lane, V()) * Act::curvature(v, alpha);
       }
-      return where(abs(gain * Act::value(v, alpha)) <= limit, gain * factor, zero);
+      return where(abs(gain * Act::value(v, alpha)) > limit, zero, gain * factor);
     };
     backward<T>(e, inputs, nullptr, dx, sum, threads, derivative);
   };

@@ -293,8 +293,6 @@ class Reach {
   int count_ = P;
 };
 
-__device__ inline bool is_kept(float z, float clamp) { return fabsf(z) <= clamp; }
-
 // Every piecewise-linear activation: its slope on the negative branch is read off the table, and so
 // is whether it is 0 there, also for an infinite v.
 class PiecewiseLinear {
@@ -342,7 +340,7 @@ class AnyCurved {
     with_curved_activation(code_, [&](auto act) {
 #pragma unroll
       for (int j = 0; j < P; ++j) {
-        kept |= static_cast<unsigned>(is_kept(gain * act.value(v[j], alpha_), clamp)) << j;
+        kept |= static_cast<unsigned>(!(fabsf(gain * act.value(v[j], alpha_)) > clamp)) << j;
         v[j] = order == 1 ? act.slope(v[j], alpha_) : act.curvature(v[j], alpha_);
       }
     });
@@ -361,12 +359,14 @@ __device__ inline unsigned finish(float (&values)[P], const Act& act, float gain
   float z[P];
   act.apply(values, z);
   unsigned bits = 0;
+  // Without a clamp NaN is not clamped either.
+  const bool limited = clamp != INFINITY;
 #pragma unroll
   for (int j = 0; j < P; ++j) {
     z[j] *= gain;
     if (with_mask) {
       bits |= static_cast<unsigned>(values[j] <= 0.0f) << j |
-              static_cast<unsigned>(!is_kept(z[j], clamp)) << (kUnit + j);
+              static_cast<unsigned>(limited && !(fabsf(z[j]) <= clamp)) << (kUnit + j);
     }
     const float below = z[j] > clamp ? clamp : z[j];
     values[j] = below < -clamp ? -clamp : below;

@@ -11,6 +11,7 @@ from __future__ import annotations
 from types import ModuleType, NoneType
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import _env
 from . import cpu, cuda, reference, triton
@@ -108,7 +109,19 @@ def select(op: str, x: torch.Tensor, backend: str | None = None) -> str:
     explicit = _requested if backend is None else backend
     if not isinstance(explicit, (str, NoneType)):
         _backend(explicit)
+    if op in KERNEL_OPS and not torch.compiler.is_compiling() and _inside_transform():
+        if explicit in (None, "reference"):
+            return "reference"
+        raise NotImplementedError(
+            f"backend {explicit!r} cannot run {op} inside torch.func transforms or forward-mode "
+            "differentiation; use backend='reference' there, which None chooses by itself"
+        )
     return _select(op, x.device.type, x.dtype, explicit)
+
+
+def _inside_transform() -> bool:
+    """Whether torch.func or forward mode differentiates this call: kernels would lose tangents."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _select(op: str, device_type: str, dtype: torch.dtype, explicit: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import autocast_enabled, check_number, check_same, check_tensor
+from .._checks import as_int, autocast_enabled, check_number, check_same, check_tensor
 from ..activations import activation
 from ..backends import select
 from ..reference.bias_act import bias_act as reference_bias_act
@@ -49,8 +49,10 @@ def bias_act(
 
     Gradients: first and second order with respect to x and b, any order for linear, relu and lrelu;
     the third derivative of another activation raises NotImplementedError (backend='reference' has
-    every order). Clamped elements get zero gradient, as decided before rounding; a tie with the
-    clamp keeps it; relu and lrelu at 0 take the negative branch. NaN stays NaN.
+    every order). Under torch.func transforms and in forward mode the reference is chosen; another
+    backend raises NotImplementedError. Clamped elements get zero gradient, as decided before
+    rounding; a tie with the clamp keeps it; relu and lrelu at 0 take the negative branch. NaN stays
+    NaN.
 
     Autocast: computes and returns in x's dtype; under autocast b is cast to it.
 
@@ -64,19 +66,14 @@ def bias_act(
     check_tensor("x", x)
     row = activation(act)
     if b is not None:
+        dim = as_int("dim", dim)
         b = _checked_bias(b, x, dim)
     else:
         dim = min(1, x.ndim - 1)
-    if alpha is None:
-        alpha = row.alpha
-    else:
-        check_number("alpha", alpha)
-    if gain is None:
-        gain = row.gain
-    else:
-        check_number("gain", gain)
+    alpha = row.alpha if alpha is None else check_number("alpha", alpha)
+    gain = row.gain if gain is None else check_number("gain", gain)
     if clamp is not None:
-        check_number("clamp", clamp, minimum=0)
+        clamp = check_number("clamp", clamp, minimum=0)
 
     name = select("bias_act", x, backend)
     if name == "reference":
@@ -87,8 +84,6 @@ def bias_act(
 
 
 def _checked_bias(b: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an int, got {dim=}")
     if not 0 <= dim < x.ndim:
         raise ValueError(f"dim must be in [0, {x.ndim}) for x.shape={tuple(x.shape)}, got {dim=}")
     check_tensor("b", b)

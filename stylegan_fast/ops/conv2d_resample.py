@@ -50,7 +50,8 @@ def conv2d_resample(
         groups: as in `torch.nn.functional.conv2d`.
         flip_weight: True correlates, as `conv2d` does; False rotates w by 180 degrees first.
         flip_filter: as in `upfirdn2d`.
-        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'.
+        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. All run PyTorch's
+            operators so far.
 
     Returns:
         `[N, O, H', W']`, dtype and memory format (NCHW or channels_last) of x.

@@ -138,8 +138,11 @@ def _masked_fake(dy, mask, scale, dim, stride, negative_slope, gain, with_sum, b
     return dx, _total(dy, dim, with_sum)
 
 
-def _curved(order, x, dy, h, b, dim, act, alpha, gain, clamp, with_sum, backend):
-    dx = torch.empty_like(x)
+def _curved(
+    order, x, dy, h, scale, noise, strength, b, dim, act, alpha, gain, clamp, with_sum, backend
+):
+    per_sample = scale is not None or noise is not None
+    dx = _output_like(x, per_sample)
     total = _total(x, dim, with_sum)
     if not x.numel():
         return dx, total.zero_()
@@ -150,11 +153,11 @@ def _curved(order, x, dy, h, b, dim, act, alpha, gain, clamp, with_sum, backend)
         None if h is None else _laid_out(h, dx),
         dx,
         total if with_sum else None,
-        None,
-        None,
-        None,
+        _scale_operand(scale, x),
+        _noise_operand(noise, x),
+        _operand(strength, x, 1),
         None if b is None else b.contiguous(),
-        _geometry(dx, dim, False),
+        _geometry(dx, dim, per_sample),
         act,
         alpha,
         gain,
@@ -163,8 +166,11 @@ def _curved(order, x, dy, h, b, dim, act, alpha, gain, clamp, with_sum, backend)
     return dx, total
 
 
-def _curved_fake(order, x, dy, h, b, dim, act, alpha, gain, clamp, with_sum, backend):
-    return torch.empty_like(x), _total(x, dim, with_sum)
+def _curved_fake(
+    order, x, dy, h, scale, noise, strength, b, dim, act, alpha, gain, clamp, with_sum, backend
+):
+    per_sample = scale is not None or noise is not None
+    return _output_like(x, per_sample), _total(x, dim, with_sum)
 
 
 forward_op = _define(
@@ -183,8 +189,9 @@ masked_op = _define(
 )
 curved_op = _define(
     "epilogue_curved",
-    "(int order, Tensor x, Tensor dy, Tensor? h, Tensor? b, int dim, int act, float alpha, "
-    "float gain, float clamp, bool with_sum, str backend) -> (Tensor, Tensor)",
+    "(int order, Tensor x, Tensor dy, Tensor? h, Tensor? scale, Tensor? noise, Tensor? strength, "
+    "Tensor? b, int dim, int act, float alpha, float gain, float clamp, bool with_sum, "
+    "str backend) -> (Tensor, Tensor)",
     _curved,
     _curved_fake,
 )
@@ -233,7 +240,9 @@ class _Slope(torch.autograd.Function):
         ctx.save_for_backward(x, dy, b)
         ctx.arguments = (dim, act, alpha, gain, clamp)
         ctx.backend = backend
-        dv, db = curved_op(1, x, dy, None, b, dim, act, alpha, gain, clamp, with_sum, backend)
+        dv, db = curved_op(
+            1, x, dy, None, None, None, None, b, dim, act, alpha, gain, clamp, with_sum, backend
+        )
         if not with_sum:
             ctx.mark_non_differentiable(db)
         return dv, db
@@ -259,7 +268,9 @@ class _Curvature(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, dy, h, b, dim, act, alpha, gain, clamp, with_sum, backend):
-        return curved_op(2, x, dy, h, b, dim, act, alpha, gain, clamp, with_sum, backend)
+        return curved_op(
+            2, x, dy, h, None, None, None, b, dim, act, alpha, gain, clamp, with_sum, backend
+        )
 
     @staticmethod
     def backward(ctx, *cotangents):
@@ -302,34 +313,32 @@ class _Epilogue(torch.autograd.Function):
         x, mask, scale, noise, strength, b = ctx.saved_tensors
         dim, act, negative_slope, alpha, gain, clamp, backend = ctx.arguments
         needs_x, needs_scale, needs_noise, needs_strength, needs_b = ctx.needs_input_grad[:5]
-        recorded = torch.is_grad_enabled()
         affine = scale is not None or noise is not None
+        # A recorded gradient, or one that goes through scale or noise, is composed of
+        # differentiable parts; otherwise one kernel does it all.
+        composed = torch.is_grad_enabled() or needs_scale or needs_noise or needs_strength
 
         dx = d_scale = d_noise = d_strength = d_b = None
         if _CURVED[act]:
-            v, d, offset = x, dy, b
-            if affine:
-                v = _affine(x, scale, noise, strength)
-                d, offset = dy.to(v.dtype), None if b is None else b.to(v.dtype)
             curve = (dim, act, alpha, gain, clamp, needs_b, backend)
-            if recorded:
+            if composed:
+                v, d, offset = x, dy, b
+                if affine:
+                    v = _affine(x, scale, noise, strength)
+                    d, offset = dy.to(v.dtype), None if b is None else b.to(v.dtype)
                 dv, d_b = _Slope.apply(v, d, offset, *curve)
             else:
-                dv, d_b = curved_op(1, v, d, None, offset, *curve)
-            fused_scale = False
+                dv, d_b = curved_op(1, x, dy, None, scale, noise, strength, b, *curve)
         else:
-            arguments = (dim, ctx.stride, negative_slope, gain, needs_b, backend)
-            fused_scale = scale is not None and not (
-                recorded or needs_scale or needs_noise or needs_strength
-            )
-            if recorded:
-                dv, d_b = _Masked.apply(dy, mask, *arguments)
+            line = (dim, ctx.stride, negative_slope, gain, needs_b, backend)
+            if composed:
+                dv, d_b = _Masked.apply(dy, mask, *line)
             else:
-                dv, d_b = masked_op(dy, mask, scale if fused_scale else None, *arguments)
+                dv, d_b = masked_op(dy, mask, scale, *line)
         d_b = d_b.to(ctx.b_dtype) if needs_b else None
 
         if needs_x:
-            dx = dv if scale is None or fused_scale else dv * scale[:, :, None, None]
+            dx = dv * scale[:, :, None, None] if composed and scale is not None else dv
             dx = dx.to(dy.dtype)
         if needs_scale:
             d_scale = (dv * x).sum([2, 3], dtype=scale.dtype)

@@ -59,7 +59,8 @@ def modulated_conv2d(
             rounding.
         input_gain: number, `[]`, `[I]` or `[N, I]`; see above.
         bias: `[O]` or None; act, alpha, gain, clamp: as in `bias_act`.
-        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'.
+        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. All run PyTorch's
+            operators so far; the bias_act that follows runs on the choice.
 
     Returns:
         `[N, O, H', W']`, dtype and memory format (NCHW or channels_last) of x.

@@ -145,7 +145,8 @@ def upfirdn2d(
             top, bottom; negative crops.
         flip_filter: False convolves, True correlates.
         gain: factor of the output, applied once.
-        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'.
+        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. All run PyTorch's
+            operators so far.
 
     Returns:
         `[N, C, (H * uy + y0 + y1 - fh) // dy + 1, (W * ux + x0 + x1 - fw) // dx + 1]`, dtype and

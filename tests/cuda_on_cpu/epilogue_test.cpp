@@ -104,19 +104,21 @@ double act_derivative(int act, int order, double v) {
   std::abort();
 }
 
+enum Unaligned { kX = 1, kDy = 2, kH = 4, kOut = 8, kMask = 16, kPerSample = 32 };
+
 struct Case {
   Geometry g;
   bool bias = true, scale = false;
   int noise = 0;  // 1: shared by the samples, 2: per sample
-  int shift = 0;  // elements by which x, y, dy, h and dx, and bytes by which the mask is unaligned
+  int unaligned = 0;  // bits of Unaligned
   int multiprocessors = 1;
   bool specials = false;  // NaN and infinities among the inputs; then no sums
 
   std::string text() const {
     char line[200];
-    std::snprintf(line, sizeof line, "outer %ld channels %ld inner %ld pixels %ld%s%s noise %d shift %d%s",
+    std::snprintf(line, sizeof line, "outer %ld channels %ld inner %ld pixels %ld%s%s noise %d unaligned %d%s",
                   long(g.outer), long(g.channels), long(g.inner), long(g.pixels), bias ? " bias" : "",
-                  scale ? " scale" : "", noise, shift, specials ? " specials" : "");
+                  scale ? " scale" : "", noise, unaligned, specials ? " specials" : "");
     return line;
   }
 };
@@ -127,9 +129,10 @@ class Problem {
 
  public:
   Problem(const Case& c, int act, double clamp, unsigned seed)
-      : c_(c), n_(c.g.numel()), random_(seed), x_(n_, c.shift, T()), dy_(n_, c.shift, T()),
-        h_(n_, c.shift, T()), bias_(c.g.channels, 1, T()),
-        scale_(n_ ? c.g.samples() * c.g.channels : 0, 0, 0), noise_(noise_size(c), 0, 0),
+      : c_(c), n_(c.g.numel()), random_(seed), x_(n_, shift(kX), T()), dy_(n_, shift(kDy), T()),
+        h_(n_, shift(kH), T()), bias_(c.g.channels, 1, T()),
+        scale_(n_ ? c.g.samples() * c.g.channels : 0, shift(kPerSample), 0),
+        noise_(noise_size(c), shift(kPerSample), 0),
         strength_(1, 0, 0.5f) {
     const double specials[] = {kNaN, kInf, -kInf, -0.0};
     for (auto* buffer : {&x_, &dy_, &h_}) {
@@ -148,8 +151,8 @@ class Problem {
   }
 
   void forward(bool with_mask) {
-    Buffer<T> y(n_, c_.shift, D::round(kNaN));
-    Buffer<uint8_t> mask(with_mask ? mask_size() : 0, c_.shift ? 1 : 0, 0xcd);
+    Buffer<T> y(n_, shift(kOut), D::round(kNaN));
+    Buffer<uint8_t> mask(with_mask ? mask_size() : 0, shift(kMask) % 2, 0xcd);
     cuda::epilogue_forward(e_, x_.get(), y.get(), with_mask ? mask.get() : nullptr, nullptr);
     for (int64_t i = 0; i < n_; ++i) {
       const double v = affine(i), z = e_.gain * act_value(e_.act, v, e_.alpha);
@@ -165,7 +168,7 @@ class Problem {
   }
 
   void masked(double negative_slope, bool with_mask, bool with_sum) {
-    Buffer<uint8_t> mask(with_mask ? mask_size() : 0, c_.shift ? 1 : 0, 0);
+    Buffer<uint8_t> mask(with_mask ? mask_size() : 0, shift(kMask) % 2, 0);
     for (int64_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<uint8_t>(random_());
     backward("masked", with_sum, [&](T* dx, float* sum, float* workspace) {
       cuda::epilogue_masked(e_, negative_slope, dy_.get(), with_mask ? mask.get() : nullptr, dx, sum,
@@ -196,6 +199,7 @@ class Problem {
     return c.noise == 0 || c.g.numel() == 0 ? 0 : c.g.pixels * (c.noise == 2 ? c.g.samples() : 1);
   }
   int64_t mask_size() const { return 2 * ((n_ + 7) / 8); }
+  int shift(Unaligned buffer) const { return c_.unaligned & buffer ? 3 : 0; }
   bool is_exact() const { return e_.act <= lrelu; }
 
   double draw(int limit) { return (static_cast<int>(random_() % (2 * limit + 1)) - limit) / 8.0; }
@@ -215,7 +219,7 @@ class Problem {
 
   template <class Run, class Derivative>
   void backward(const char* what, bool with_sum, Run&& run, Derivative&& derivative) {
-    Buffer<T> dx(n_, c_.shift, D::round(kNaN));
+    Buffer<T> dx(n_, shift(kOut), D::round(kNaN));
     Buffer<float> sum(with_sum ? c_.g.channels : 0, 0, kNaN);
     Buffer<float> workspace(with_sum ? cuda::epilogue_workspace(e_) : 0, 0, kNaN);
     run(dx.get(), with_sum ? sum.get() : nullptr, with_sum ? workspace.get() : nullptr);
@@ -256,7 +260,7 @@ std::vector<Case> cases(bool few) {
   const auto add = [&](Geometry g, int multiprocessors = 1) {
     list.push_back({g, true, false, 0, 0, multiprocessors});
     list.push_back({g, true, true, 2, 0, multiprocessors});
-    list.push_back({g, false, true, 1, 3, multiprocessors});
+    list.push_back({g, false, true, 1, kX | kDy | kH | kOut | kMask | kPerSample, multiprocessors});
     if (g.numel() < 100) return;
     list.push_back({g, false, false, 1, 0, multiprocessors});
     list.push_back({g, false, false, 0, 0, multiprocessors});
@@ -268,8 +272,11 @@ std::vector<Case> cases(bool few) {
   add({40, 3, 1, 20});         // columns, ragged
   add({2, 3, 7, 7});           // planes that cut packs
   if (few) return list;
+  for (Geometry g : {Geometry{3, 5, 16, 16}, Geometry{26, 24, 1, 13}, Geometry{40, 3, 1, 20}}) {
+    for (int buffer : {kX, kDy, kH, kOut, kMask}) list.push_back({g, true, false, 0, buffer});
+    list.push_back({g, true, true, 1, kPerSample});
+  }
   add({7, 2, 2056, 2056});
-  add({34, 1, 2056, 2056}, 3);  // more slices than sum_kernel has rows of threads
   add({5, 1, 72, 72});
   add({6, 4, 8, 24});    // the pixels of a sample are not a plane
   add({6, 3, 5, 15});
@@ -282,6 +289,8 @@ std::vector<Case> cases(bool few) {
   add({3, 300, 3, 3});
   for (int64_t size : {1, 7, 8, 9, 17}) add({1, 1, size, size}), add({1, size, 1, 1});
   add({0, 5, 1, 1});
+  // More slices than sum_kernel has rows of threads.
+  list.push_back({{34, 1, 1032, 1032}, true, false, 0, 0, 3});
   return list;
 }
 
