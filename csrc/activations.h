@@ -117,7 +117,7 @@ struct Softplus {
   }
   template <class T>
   STYLEGAN_FAST_HD static T curvature(T v, T /*alpha*/) {
-    return where(v < T(20), sigmoid(v) * sigmoid(-v), T(0));
+    return where(T(20) <= v, T(0), sigmoid(v) * sigmoid(-v));
   }
 };
 

@@ -61,7 +61,7 @@ def curvature(v, alpha, ACT: tl.constexpr):
     elif ACT == 7:  # selu
         result = tl.where(v < 0, 1.7580993408473768 * tl.exp(v), 0)
     elif ACT == 8:  # softplus
-        result = tl.where(v < 20, sigmoid(v) * sigmoid(-v), 0)
+        result = tl.where(20 <= v, 0, sigmoid(v) * sigmoid(-v))
     elif ACT == 9:  # swish
         result = sigmoid(v) * sigmoid(-v) * (2 + v * (1 - 2 * sigmoid(v)))
     else:

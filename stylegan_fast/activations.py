@@ -72,7 +72,7 @@ _TABLE = (
         "softplus", 8, 0.0, 1.0,
         "where(v > 20, v, log1p(exp(v)))",
         "where(v > 20, 1, sigmoid(v))",
-        "where(v < 20, sigmoid(v) * sigmoid(-v), 0)",
+        "where(20 <= v, 0, sigmoid(v) * sigmoid(-v))",
     ),
     Activation(
         "swish", 9, 0.0, math.sqrt(2),
