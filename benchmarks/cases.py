@@ -14,6 +14,9 @@ CHANNEL_BASE = {256: 16384, 1024: 32768}
 TARGETS = ((4, 64, 128, 128), (1, 32, 512, 512))
 """The shapes the CPU targets of the project are stated for."""
 
+TINY = (2, 8, 4, 4)
+"""So small that only the cost of a call is left."""
+
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -95,6 +98,7 @@ def _shapes(size: str, device_type: str) -> dict[tuple[int, ...], str]:
     if size != "quick":
         for target in TARGETS:
             shapes.setdefault(target, "target")
+        shapes[TINY] = "overhead of a call"
     return shapes
 
 
