@@ -180,7 +180,7 @@ def compiler() -> str:
 
 @pytest.fixture(scope="module")
 def harness(compiler, tmp_path_factory):
-    """The kernels and the test of them as one program for each sanitizer, compiled when asked for."""
+    """A function that compiles sources and the harness to a program, once for each sanitizer."""
     folder = tmp_path_factory.mktemp("cuda_on_cpu")
 
     def build(sanitizer: str, *sources: Path, name: str, defines: tuple[str, ...] = ()) -> Path:

@@ -850,7 +850,8 @@ void epilogue_masked(const Epilogue& e, double negative_slope, const void* dy, c
     const auto run = [&](auto with_sum) {
       const bool aligned = are_aligned<16>(dy) && are_aligned<2>(mask);
       derivative<with_sum(), true>(used, aligned, map, static_cast<T*>(dx),
-                                   static_cast<float*>(sum), static_cast<float*>(workspace), stream);
+                                   static_cast<float*>(sum), static_cast<float*>(workspace),
+                                   stream);
     };
     sum ? run(std::true_type()) : run(std::false_type());
   });

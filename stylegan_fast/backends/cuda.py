@@ -102,8 +102,8 @@ def epilogue_masked(
     gain: float,
 ) -> None:
     problem = epilogue(dy, geometry, gain=gain, scale=scale)
-    workspace = _workspace(problem, total)
     with torch.cuda.device(dy.device):
+        workspace = _workspace(problem, total)  # its size depends on the current device
         native.module().cuda_epilogue_masked(
             problem,
             negative_slope,
@@ -134,8 +134,8 @@ def epilogue_curved(
     clamp: float,
 ) -> None:
     problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
-    workspace = _workspace(problem, total)
     with torch.cuda.device(x.device):
+        workspace = _workspace(problem, total)  # its size depends on the current device
         native.module().cuda_epilogue_curved(
             problem,
             order,

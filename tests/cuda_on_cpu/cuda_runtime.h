@@ -137,7 +137,8 @@ UNWATCHED inline void add_fiber() {
   Fiber* const fiber = &fibers.emplace_back();
   fiber->thread.x = x;
   fiber->stack_bytes = kStackBytes;
-  void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const stack =
+      mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (stack == MAP_FAILED || getcontext(&fiber->context) != 0) fail("no fiber");
   fiber->stack = stack;
   fiber->context.uc_stack.ss_sp = stack;
@@ -180,7 +181,7 @@ UNWATCHED inline void run_block(unsigned threads) {
 }
 
 inline void launch(void* kernel, dim3 grid, dim3 block, const std::function<void()>& call) {
-  if (grid.x > INT32_MAX || grid.y > 65535 || grid.z != 1 || block.x > 1024 || block.y * block.z != 1)
+  if (grid.x - 1 >= INT32_MAX || grid.y - 1 >= 65535 || block.x - 1 >= 1024)
     fail("no GPU takes such a grid");
   launched.insert(kernel);
   scheduler.tsan = __tsan_get_current_fiber();
