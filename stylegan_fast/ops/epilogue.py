@@ -299,7 +299,7 @@ class _Epilogue(torch.autograd.Function):
             scale,
             noise,
             strength,
-            b if curved or b is None else None,
+            b if curved else None,
         )
         ctx.b_dtype = None if b is None else b.dtype
         ctx.stride = y.stride()
