@@ -2,8 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+
 #include "cpu/dispatch.h"
 #include "epilogue.h"
+#include "upfirdn2d.h"
 
 #if __has_include("build_info.h")
 #include "build_info.h"
@@ -29,6 +32,18 @@ Epilogue epilogue(int dtype, int64_t outer, int64_t channels, int64_t inner, int
           pointer<void>(bias)};
 }
 
+Upfirdn2d upfirdn2d(int dtype, std::array<int64_t, 6> sizes, std::array<int64_t, 4> strides,
+                    bool channels_last, std::array<int, 4> factors, int64_t pad_x, int64_t pad_y,
+                    uintptr_t taps, int taps_x, int taps_y, bool separable, bool correlate,
+                    double gain) {
+  const auto [samples, channels, in_height, in_width, out_height, out_width] = sizes;
+  const auto [stride_n, stride_c, stride_h, stride_w] = strides;
+  const auto [up_x, up_y, down_x, down_y] = factors;
+  return {static_cast<DType>(dtype), samples, channels, in_height, in_width, out_height, out_width,
+          stride_n, stride_c, stride_h, stride_w, channels_last, up_x, up_y, down_x, down_y,
+          pad_x, pad_y, pointer<void>(taps), taps_x, taps_y, separable, correlate, gain};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -45,6 +60,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_simd_level", &cpu::set_simd_level);
 
   py::class_<Epilogue>(m, "Epilogue").def(py::init(&epilogue));
+  py::class_<Upfirdn2d>(m, "Upfirdn2d").def(py::init(&upfirdn2d));
 
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
   m.def(
@@ -67,6 +83,22 @@ PYBIND11_MODULE(_C, m) {
          uintptr_t sum, int threads) {
         cpu::epilogue_curved(e, order, pointer<void>(x), pointer<void>(dy), pointer<void>(h),
                              pointer<void>(dx), pointer<void>(sum), threads);
+      },
+      without_gil);
+  m.def(
+      "cpu_upfirdn2d_forward",
+      [](const Upfirdn2d& p, const Epilogue* e, uintptr_t x, uintptr_t add, uintptr_t y,
+         uintptr_t mask, int threads) {
+        cpu::upfirdn2d_forward(p, e, pointer<void>(x), pointer<void>(add), pointer<void>(y),
+                               pointer<uint8_t>(mask), threads);
+      },
+      without_gil);
+  m.def(
+      "cpu_upfirdn2d_masked",
+      [](const Upfirdn2d& p, const Epilogue& e, double negative_slope, uintptr_t dy, uintptr_t mask,
+         uintptr_t dx, uintptr_t sum, int threads) {
+        cpu::upfirdn2d_masked(p, e, negative_slope, pointer<void>(dy), pointer<uint8_t>(mask),
+                              pointer<void>(dx), pointer<void>(sum), threads);
       },
       without_gil);
 
@@ -95,6 +127,24 @@ PYBIND11_MODULE(_C, m) {
         cuda::epilogue_curved(e, order, pointer<void>(x), pointer<void>(dy), pointer<void>(h),
                               pointer<void>(dx), pointer<void>(sum), pointer<void>(workspace),
                               pointer<void>(stream));
+      },
+      without_gil);
+  m.def("cuda_upfirdn2d_workspace", &cuda::upfirdn2d_workspace);
+  m.def(
+      "cuda_upfirdn2d_forward",
+      [](const Upfirdn2d& p, const Epilogue* e, uintptr_t x, uintptr_t add, uintptr_t y,
+         uintptr_t mask, uintptr_t stream) {
+        cuda::upfirdn2d_forward(p, e, pointer<void>(x), pointer<void>(add), pointer<void>(y),
+                                pointer<uint8_t>(mask), pointer<void>(stream));
+      },
+      without_gil);
+  m.def(
+      "cuda_upfirdn2d_masked",
+      [](const Upfirdn2d& p, const Epilogue& e, double negative_slope, uintptr_t dy, uintptr_t mask,
+         uintptr_t dx, uintptr_t sum, uintptr_t workspace, uintptr_t stream) {
+        cuda::upfirdn2d_masked(p, e, negative_slope, pointer<void>(dy), pointer<uint8_t>(mask),
+                               pointer<void>(dx), pointer<void>(sum), pointer<void>(workspace),
+                               pointer<void>(stream));
       },
       without_gil);
 #endif

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from . import native
-from .geometry import Geometry
-from .native import address, epilogue
+from .geometry import Fir, Geometry, Tail
+from .native import address, epilogue, tail_epilogue, upfirdn2d
 
 
 def unavailable() -> str | None:
@@ -88,6 +88,51 @@ def epilogue_curved(
         x.data_ptr(),
         dy.data_ptr(),
         address(h),
+        dx.data_ptr(),
+        address(total),
+        torch.get_num_threads(),
+    )
+
+
+def upfirdn2d_forward(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    fir: Fir,
+    y: torch.Tensor,
+    add: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    geometry: Geometry | None = None,
+    tail: Tail | None = None,
+) -> None:
+    native.module().cpu_upfirdn2d_forward(
+        upfirdn2d(x, f, y, fir),
+        tail_epilogue(y, geometry, tail),
+        x.data_ptr(),
+        address(add),
+        y.data_ptr(),
+        address(mask),
+        torch.get_num_threads(),
+    )
+
+
+def upfirdn2d_masked(
+    dy: torch.Tensor,
+    mask: torch.Tensor | None,
+    dx: torch.Tensor,
+    total: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    f: torch.Tensor | None,
+    fir: Fir,
+    geometry: Geometry,
+    negative_slope: float,
+    gain: float,
+) -> None:
+    native.module().cpu_upfirdn2d_masked(
+        upfirdn2d(dy, f, dx, fir),
+        epilogue(dy, geometry, gain=gain, scale=scale),
+        negative_slope,
+        dy.data_ptr(),
+        address(mask),
         dx.data_ptr(),
         address(total),
         torch.get_num_threads(),

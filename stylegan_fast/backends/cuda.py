@@ -7,8 +7,8 @@ import functools
 import torch
 
 from . import native
-from .geometry import Geometry
-from .native import address, epilogue
+from .geometry import Fir, Geometry, Tail
+from .native import address, epilogue, tail_epilogue, upfirdn2d
 
 
 @functools.cache
@@ -146,4 +146,57 @@ def epilogue_curved(
             address(total),
             address(workspace),
             _stream(x),
+        )
+
+
+def upfirdn2d_forward(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    fir: Fir,
+    y: torch.Tensor,
+    add: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    geometry: Geometry | None = None,
+    tail: Tail | None = None,
+) -> None:
+    with torch.cuda.device(x.device):
+        native.module().cuda_upfirdn2d_forward(
+            upfirdn2d(x, f, y, fir),
+            tail_epilogue(y, geometry, tail),
+            x.data_ptr(),
+            address(add),
+            y.data_ptr(),
+            address(mask),
+            _stream(x),
+        )
+
+
+def upfirdn2d_masked(
+    dy: torch.Tensor,
+    mask: torch.Tensor | None,
+    dx: torch.Tensor,
+    total: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    f: torch.Tensor | None,
+    fir: Fir,
+    geometry: Geometry,
+    negative_slope: float,
+    gain: float,
+) -> None:
+    problem, head = upfirdn2d(dy, f, dx, fir), epilogue(dy, geometry, gain=gain, scale=scale)
+    with torch.cuda.device(dy.device):
+        workspace = None
+        if total is not None:
+            size = native.module().cuda_upfirdn2d_workspace(problem, head)
+            workspace = torch.empty(size, dtype=total.dtype, device=total.device)
+        native.module().cuda_upfirdn2d_masked(
+            problem,
+            head,
+            negative_slope,
+            dy.data_ptr(),
+            address(mask),
+            dx.data_ptr(),
+            address(total),
+            address(workspace),
+            _stream(dy),
         )

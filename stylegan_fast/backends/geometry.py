@@ -1,12 +1,14 @@
-"""How a dense tensor looks in memory order to an epilogue kernel (mirrors csrc/epilogue.h)."""
+"""What a kernel is told besides its tensors (mirrors csrc/epilogue.h and csrc/upfirdn2d.h)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 
 class Geometry(NamedTuple):
-    """Element i of the buffer is (outer_index * channels + c) * inner + inner_index.
+    """How a dense tensor looks in memory order: element i is (outer_index * channels + c) * inner + inner_index.
 
     NCHW: outer = N, inner = H*W. NHWC: outer = N*H*W, inner = 1. `pixels` is the number of pixels
     of a sample, for the per-sample scale and noise.
@@ -20,3 +22,56 @@ class Geometry(NamedTuple):
     @property
     def numel(self) -> int:
         return self.outer * self.channels * self.inner
+
+
+class Fir(NamedTuple):
+    """Zero-stuff, pad or crop, filter, decimate: all of upfirdn2d but its tensors."""
+
+    up_x: int
+    up_y: int
+    down_x: int
+    down_y: int
+    x0: int
+    x1: int
+    y0: int
+    y1: int
+    flip_filter: bool
+    gain: float
+
+    def output_size(self, height: int, width: int, taps: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the result; taps is the size (fw, fh) of the filter."""
+        fw, fh = taps
+        return (
+            (height * self.up_y + self.y0 + self.y1 - fh) // self.down_y + 1,
+            (width * self.up_x + self.x0 + self.x1 - fw) // self.down_x + 1,
+        )
+
+    def adjoint(self, height: int, width: int, taps: tuple[int, int]) -> Fir:
+        """The transposed operator of the one from an image of this size: of the same kind."""
+        fw, fh = taps
+        out_height, out_width = self.output_size(height, width, taps)
+        return Fir(
+            up_x=self.down_x,
+            up_y=self.down_y,
+            down_x=self.up_x,
+            down_y=self.up_y,
+            x0=fw - self.x0 - 1,
+            x1=width * self.up_x - out_width * self.down_x + self.x0 - self.up_x + 1,
+            y0=fh - self.y0 - 1,
+            y1=height * self.up_y - out_height * self.down_y + self.y0 - self.up_y + 1,
+            flip_filter=not self.flip_filter,
+            gain=self.gain,
+        )
+
+
+class Tail(NamedTuple):
+    """An epilogue: its operands in the types and layouts the kernels take, and its constants."""
+
+    scale: torch.Tensor | None  # [N, C], accumulation type
+    noise: torch.Tensor | None  # [pixels] or [N, pixels], accumulation type
+    strength: torch.Tensor | None  # [1], accumulation type
+    b: torch.Tensor | None  # [C], type of the image
+    act: int
+    alpha: float
+    gain: float
+    clamp: float

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import _env
-from .geometry import Geometry
+from .geometry import Fir, Geometry, Tail
 
 DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -80,4 +80,30 @@ def epilogue(
         noise is not None and noise.ndim == 2,
         address(strength),
         address(b),
+    )
+
+
+def tail_epilogue(like: torch.Tensor, geometry: Geometry | None, tail: Tail | None) -> Any:
+    if geometry is None or tail is None:
+        return None
+    return epilogue(like, geometry, *tail[4:], *tail[:4])
+
+
+def upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, y: torch.Tensor, fir: Fir) -> Any:
+    """x: [N, C, H, W] with any strides; f: [fh, fw] or [taps] in the accumulation type, dense; y:
+    dense NCHW or NHWC."""
+    taps = (1, 1) if f is None else (f.shape[-1], f.shape[0])
+    return module().Upfirdn2d(
+        DTYPE_CODES[x.dtype],
+        (*x.shape, *y.shape[2:]),
+        x.stride(),
+        not y.is_contiguous(),
+        fir[:4],
+        fir.x0,
+        fir.y0,
+        address(f),
+        *taps,
+        f is not None and f.ndim == 1,
+        fir.flip_filter,
+        fir.gain,
     )

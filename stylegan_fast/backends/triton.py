@@ -41,8 +41,8 @@ def dtypes() -> tuple[torch.dtype, ...]:
 
 
 @functools.cache
-def kernels() -> ModuleType:
-    return importlib.import_module("stylegan_fast.kernels.epilogue")
+def kernels(name: str = "epilogue") -> ModuleType:
+    return importlib.import_module(f"stylegan_fast.kernels.{name}")
 
 
 def epilogue_forward(x: torch.Tensor, *arguments: object) -> None:
@@ -63,3 +63,13 @@ def epilogue_curved(order: int, x: torch.Tensor, *arguments: object) -> None:
 def _device(x: torch.Tensor) -> torch.cuda.device:
     """Triton launches on the current device; a CPU tensor (interpreter) changes nothing."""
     return torch.cuda.device(x.device if x.is_cuda else -1)
+
+
+def upfirdn2d_forward(x: torch.Tensor, *arguments: object, **options: object) -> None:
+    with _device(x):
+        kernels("upfirdn2d").upfirdn2d_forward(x, *arguments, **options)
+
+
+def upfirdn2d_masked(dy: torch.Tensor, *arguments: object) -> None:
+    with _device(dy):
+        kernels("upfirdn2d").upfirdn2d_masked(dy, *arguments)
