@@ -111,6 +111,7 @@ def _plan(
     nhwc: bool,
     taps: tuple[int, ...],
     fir: tuple,
+    vector: int,
 ) -> _Plan:
     samples, channels, in_height, in_width = shape
     stride_n, stride_c, stride_h, stride_w = strides
@@ -138,9 +139,9 @@ def _plan(
 
     sites = triton.cdiv(out_width, cols)
     outer = samples if nhwc else samples * channels
-    lanes = min(8, triton.next_power_of_2(channels)) if nhwc else 8 // cols
+    lanes = min(vector, triton.next_power_of_2(channels)) if nhwc else 8 // cols
     across = triton.cdiv(channels if nhwc else sites, lanes)
-    units = min(8 if nhwc else 32, triton.next_power_of_2(across))
+    units = min(64 // lanes if nhwc else 32, triton.next_power_of_2(across))
     tile_lines = _UNITS // units
     tile_x = min(triton.next_power_of_2(sites), 16, tile_lines) if nhwc else 1
     across_tiles = triton.cdiv(across, units)
@@ -277,8 +278,8 @@ def _sample(
     """x, or d(v) of it, some steps from the origin; 0 outside of the image."""
     if mask is not None:
         at = origin + row_step + col_step
-        if ALIGNED:  # one word serves all lanes
-            bits = tl.load(mask + at // 8, inside, 0).to(tl.int32) >> lane
+        if ALIGNED:  # all lanes lie in one word
+            bits = tl.load(mask + at // 8, inside, 0).to(tl.int32) >> ((at % 8).to(tl.int32) + lane)
         else:
             at += lane
             bits = tl.load(mask + at // 8, inside, 0).to(tl.int32) >> (at % 8).to(tl.int32)
@@ -375,28 +376,29 @@ def _first(patch, shift, SPAN: tl.constexpr, UP: tl.constexpr, PHASE: tl.constex
 @triton.jit
 def _finish(
     u, y, add, mask, scale, noise, strength, b, alpha, act_gain, clamp,
-    row, unit, lane, cols, channel, sample, noise_row, line_inside,
+    row, unit, lane, cols, channel, scale_row, noise_row, line_inside,
     ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NHWC: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """E(u) + add into y, a matrix [rows, cols]; outside, indices point at row 0 or column 0."""
-    units = tl.cdiv(cols, 8)
+    LANES: tl.constexpr = lane.shape[2]
+    units = tl.cdiv(cols, LANES)
     row = tl.where(line_inside, row, 0)
     noise_row = tl.where(line_inside, noise_row, 0)
     unit_inside = line_inside & (unit < units)
     unit = tl.where(unit < units, unit, 0)
     word = row * units + unit
-    col = unit * lane.shape[2] + lane
+    col = unit * LANES + lane
     if ALIGNED:
         inside = unit_inside
-        offset = word * 8 + lane
+        offset = word * LANES + lane
     else:
         inside = unit_inside & (col < cols)
         col = tl.where(col < cols, col, 0)
         offset = row * cols + col
     if NHWC:
-        u = affine(u, scale, noise, strength, b, col, sample * cols + col, noise_row)
+        u = affine(u, scale, noise, strength, b, col, scale_row + col, noise_row)
     else:
-        u = affine(u, scale, noise, strength, b, channel, sample, noise_row + col)
+        u = affine(u, scale, noise, strength, b, channel, scale_row, noise_row + col)
     if ACT != 0:
         u = activate(
             u, mask, word, lane, unit_inside, inside, alpha, act_gain, clamp, ACT, HAS_CLAMP
@@ -556,6 +558,9 @@ def upfirdn2d_kernel(
         stride_w = stride_w // 8 * 8
     if WIDE:
         stride_h = stride_h.to(tl.int64)
+    if above is not None:
+        above = tl.full([], above, ACC)
+        below = tl.full([], below, ACC)
 
     line = tl.arange(0, LINES)[:, None, None]
     unit = tl.arange(0, UNITS)[None, :, None]
@@ -664,7 +669,7 @@ def upfirdn2d_forward(
     act, alpha, gain, clamp = 0, 0.0, 1.0, math.inf
     if tail is not None:
         scale, noise, strength, b, act, alpha, gain, clamp = tail
-    plan = _plan_of(x, f, y, fir)
+    plan = _plan_of(x, f, y, fir, mask is not None)
     if mask is not None:
         _check_units(y.shape[1] if plan.NHWC else y.shape[3], plan.NHWC)
     upfirdn2d_kernel[plan.grid](
@@ -696,7 +701,7 @@ def upfirdn2d_masked(
     by_pixel = inner == 1
     if mask is not None:
         _check_units(channels if by_pixel else dy.shape[3], by_pixel)
-    plan = _plan_of(dy, f, dx, fir)
+    plan = _plan_of(dy, f, dx, fir, False)
     workspace, rows, cols, parts, part, every = None, 0, 0, 0, 0, 1
     if total is not None:
         programs = plan.grid[0]
@@ -717,10 +722,14 @@ def upfirdn2d_masked(
         torch.sum(workspace.view(shape), dim=(0, 2), out=total)
 
 
-def _plan_of(x: torch.Tensor, f: torch.Tensor | None, y: torch.Tensor, fir: tuple) -> _Plan:
+def _plan_of(
+    x: torch.Tensor, f: torch.Tensor | None, y: torch.Tensor, fir: tuple, writes_mask: bool
+) -> _Plan:
     nhwc = not y.is_contiguous()
     taps = (1, 1) if f is None else tuple(f.shape)
-    return _plan(tuple(x.shape), x.stride(), tuple(y.shape[2:]), nhwc, taps, tuple(fir))
+    # 16 bytes, but a unit of the mask where one is written.
+    vector = 8 if writes_mask or y.itemsize == 2 else 4
+    return _plan(tuple(x.shape), x.stride(), tuple(y.shape[2:]), nhwc, taps, tuple(fir), vector)
 
 
 def _check_units(size: int, nhwc: bool) -> None:
