@@ -2,13 +2,13 @@
 
 import itertools
 import math
-import sys
+from functools import partial
 
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from stylegan_fast import no_weight_gradients
+from stylegan_fast import backends, no_weight_gradients
 from stylegan_fast.activations import ACTIVATIONS
 from stylegan_fast.ops import bias_act, conv2d_resample, modulated_conv2d, setup_filter
 from stylegan_fast.reference.bias_act import bias_act as reference_bias_act
@@ -167,26 +167,28 @@ def test_each_part_of_the_tail_alone(tail):
     assert torch.equal(y, bias_act(linear, b=tail.pop("bias", None), **tail))
 
 
-def test_tail_runs_on_the_chosen_backend(backend, device, monkeypatch):
+@ORDERS
+@pytest.mark.parametrize("up, kernel", [(1, "epilogue_forward"), (2, "upfirdn2d_forward")])
+def test_tail_runs_in_one_kernel(up, kernel, fused_modconv, backend, device, monkeypatch):
     x, weight, styles = (t.float().to(device) for t in (X, WEIGHT, STYLES))
-    bias = randn(4).float().to(device)
-    arguments = dict(padding=1, bias=bias, act="swish", clamp=1.5)
-    y = modulated_conv2d(x, weight, styles, backend=backend, **arguments)
-    expected = reference(*(t.double() for t in (x, weight, styles)), **{
-        **arguments, "bias": bias.double()
-    })  # fmt: skip
+    bias, noise = randn(4).float().to(device), randn(up * X.shape[2], up * X.shape[3]).to(device)
+    arguments = dict(up=up, padding=1, resample_filter=FIR.to(device), act="swish", clamp=1.5)
+    arguments.update(fused_modconv=fused_modconv)
+    expected = reference(
+        *(t.double() for t in (x, weight, styles, noise)), bias=bias.double(), **arguments
+    )
+
+    calls = []
+    for name in ("epilogue_forward", "upfirdn2d_forward"):
+        run = getattr(backends.BACKENDS[backend], name, None)
+        if run is not None:
+            recording = partial(
+                lambda run, name, *args: (calls.append(name), run(*args)), run, name
+            )
+            monkeypatch.setattr(backends.BACKENDS[backend], name, recording)
+    y = modulated_conv2d(x, weight, styles, noise.float(), bias=bias, backend=backend, **arguments)
     assert_matches(y, expected, reduction=27)
-
-    backends = []
-
-    def recording_bias_act(*args, backend):
-        backends.append(backend)
-        return bias_act(*args, backend=backend)
-
-    module = sys.modules["stylegan_fast.ops.modulated_conv2d"]
-    monkeypatch.setattr(module, "bias_act", recording_bias_act)
-    assert torch.equal(modulated_conv2d(x, weight, styles, backend=backend, **arguments), y)
-    assert backends == [backend]
+    assert calls == ([] if backend == "reference" else [kernel])
 
 
 @ORDERS

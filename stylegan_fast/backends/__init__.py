@@ -25,14 +25,20 @@ BACKENDS: dict[str, ModuleType] = {
 
 AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
-KERNEL_ORDERS = {"bias_act": "2nd order, any for linear, relu, lrelu"}
+KERNEL_ORDERS = {
+    "bias_act": "2nd order, any for linear, relu, lrelu",
+    "upfirdn2d": "any order",
+}
 """Ops with kernels of their own on every compiled backend, and the derivatives these support."""
 
 KERNEL_OPS = tuple(KERNEL_ORDERS)
 
-PYTORCH_OPS = ("upfirdn2d", "conv2d_resample", "modulated_conv2d")
-"""Ops that, so far, run the reference's PyTorch operators whatever the backend; what they call
-(the bias_act at the end of a layer) follows the choice."""
+TRANSFORMABLE_OPS = ("upfirdn2d",)
+"""Ops whose kernels run inside torch.func transforms and forward mode, too."""
+
+PYTORCH_OPS = ("conv2d_resample", "modulated_conv2d")
+"""Ops whose convolutions, so far, are PyTorch's whatever the backend; what they call (FIR filters,
+the epilogue of a layer) follows the choice."""
 
 OPS = KERNEL_OPS + PYTORCH_OPS
 
@@ -109,7 +115,7 @@ def select(op: str, x: torch.Tensor, backend: str | None = None) -> str:
     explicit = _requested if backend is None else backend
     if not isinstance(explicit, (str, NoneType)):
         _backend(explicit)
-    if op in KERNEL_OPS and not torch.compiler.is_compiling() and _inside_transform():
+    if op in KERNEL_OPS and op not in TRANSFORMABLE_OPS and inside_transform():
         if explicit in (None, "reference"):
             return "reference"
         raise NotImplementedError(
@@ -119,8 +125,10 @@ def select(op: str, x: torch.Tensor, backend: str | None = None) -> str:
     return _select(op, x.device.type, x.dtype, explicit)
 
 
-def _inside_transform() -> bool:
-    """Whether torch.func or forward mode differentiates this call: kernels would lose tangents."""
+def inside_transform() -> bool:
+    """Whether torch.func or forward mode differentiates this call: most kernels would lose that."""
+    if torch.compiler.is_compiling():
+        return False
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 
 class Geometry(NamedTuple):
-    """How a dense tensor looks in memory order: element i is (outer_index * channels + c) * inner + inner_index.
+    """How a dense tensor looks in memory order: element i of it is
+    (outer_index * channels + c) * inner + inner_index.
 
     NCHW: outer = N, inner = H*W. NHWC: outer = N*H*W, inner = 1. `pixels` is the number of pixels
     of a sample, for the per-sample scale and noise.
@@ -37,6 +39,29 @@ class Fir(NamedTuple):
     y1: int
     flip_filter: bool
     gain: float
+
+    @classmethod
+    def of(
+        cls,
+        up: Sequence[int],
+        down: Sequence[int],
+        padding: Sequence[int],
+        flip_filter: bool,
+        gain: float,
+    ) -> Fir:
+        """From the arguments of upfirdn2d."""
+        (up_x, up_y), (down_x, down_y), (x0, x1, y0, y1) = up, down, padding
+        return cls(up_x, up_y, down_x, down_y, x0, x1, y0, y1, flip_filter, gain)
+
+    def arguments(self) -> tuple[list[int], list[int], list[int], bool, float]:
+        """up, down, padding, flip_filter and gain of upfirdn2d."""
+        return (
+            [self.up_x, self.up_y],
+            [self.down_x, self.down_y],
+            [self.x0, self.x1, self.y0, self.y1],
+            self.flip_filter,
+            self.gain,
+        )
 
     def output_size(self, height: int, width: int, taps: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the result; taps is the size (fw, fh) of the filter."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import activation as lookup_activation
-from ..ops import bias_act, conv2d_resample, setup_filter
+from ..ops import setup_filter
+from ..ops.conv2d_resample import conv2d_bias_act
 
 
 def initial_weight(
@@ -74,7 +75,7 @@ class Conv2dLayer(nn.Module):
             self.register_buffer("bias", bias_values)
 
     def forward(self, x: Tensor, gain: float = 1) -> Tensor:
-        x = conv2d_resample(
+        return conv2d_bias_act(
             x,
             (self.weight * self.weight_gain).to(x.dtype),
             self.resample_filter,
@@ -82,10 +83,7 @@ class Conv2dLayer(nn.Module):
             down=self.down,
             padding=self.padding,
             flip_weight=self.up == 1,
-        )
-        return bias_act(
-            x,
-            None if self.bias is None else self.bias.to(x.dtype),
+            b=self.bias,
             act=self.activation,
             gain=self.act_gain * gain,
             clamp=None if self.conv_clamp is None else self.conv_clamp * gain,

@@ -33,6 +33,7 @@ from ..layers import (
 )
 from ..layers.checks import check_choice, check_resolution, check_shape
 from ..ops import downsample2d, setup_filter, upsample2d
+from ..ops.upfirdn2d import upsample2d_add
 
 ARCHITECTURES = ("orig", "skip", "resnet")
 Filter = Sequence[float] | Tensor | None
@@ -319,11 +320,12 @@ class SynthesisBlock(MixedPrecisionBlock):
 
         if img is not None:
             check_shape("img", img, samples, self.img_channels, *[self.resolution // 2] * 2)
-            img = upsample2d(img, self.resample_filter)
         if self.num_torgb:
             rgb = self.torgb(x, next(styles), fused_modconv=fused_modconv)
             rgb = rgb.to(dtype=self.torgb.weight.dtype, memory_format=torch.contiguous_format)
-            img = rgb if img is None else img + rgb
+            img = rgb if img is None else upsample2d_add(img, self.resample_filter, rgb)
+        elif img is not None:
+            img = upsample2d(img, self.resample_filter)
         return x, img
 
     def _fused_modconv(self, dtype: torch.dtype, samples: int) -> bool:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from .._checks import as_int, autocast_enabled, check_device, check_same, check_tensor
+from ..activations import activation
 from ..backends import select
+from ..reference.bias_act import Epilogue
 from ..reference.conv2d_resample import conv2d_resample as reference_conv2d_resample
 from ..reference.conv2d_resample import output_size
 from ..weight_gradients import skippable
+from .epilogue import apply_epilogue
 from .upfirdn2d import (
     _get_filter_size,
     _parse_padding,
     check_filter,
     check_image,
     check_output_size,
+    upfirdn2d,
+    upfirdn2d_epilogue,
 )
 
 
@@ -50,8 +56,8 @@ def conv2d_resample(
         groups: as in `torch.nn.functional.conv2d`.
         flip_weight: True correlates, as `conv2d` does; False rotates w by 180 degrees first.
         flip_filter: as in `upfirdn2d`.
-        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. All run PyTorch's
-            operators so far.
+        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. The convolution is
+            PyTorch's on all of them so far, the FIR filters run on the choice.
 
     Returns:
         `[N, O, H', W']`, dtype and memory format (NCHW or channels_last) of x.
@@ -71,6 +77,73 @@ def conv2d_resample(
 
     The originals' `conv2d_resample`.
     """
+    up, down, groups, padding = _checked(x, w, f, up, down, padding, groups)
+    select("conv2d_resample", x, backend)
+    return reference_conv2d_resample(
+        x,
+        skippable(w),
+        f,
+        up,
+        down,
+        padding,
+        groups,
+        flip_weight,
+        flip_filter,
+        upfirdn2d=partial(upfirdn2d, backend=backend),
+    )
+
+
+def conv2d_bias_act(
+    x: torch.Tensor,  # [N, I, H, W]
+    w: torch.Tensor,  # [O, I, kh, kw]
+    f: torch.Tensor | None = None,  # [fh, fw] or [taps]
+    up: int = 1,
+    down: int = 1,
+    padding: int | Sequence[int] = 0,
+    flip_weight: bool = True,
+    b: torch.Tensor | None = None,  # [O]
+    act: str = "linear",
+    gain: float | None = None,
+    clamp: float | None = None,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """y = bias_act(conv2d_resample(x, w, ...), b, act, gain, clamp), for up > 1 without a pass of
+    its own."""
+    up, down, _, padding = _checked(x, w, f, up, down, padding, 1)
+    end = Epilogue(b=b, act=activation(act).name, gain=gain, clamp=clamp)
+    select("conv2d_resample", x, backend)
+    return conv2d_epilogue(x, skippable(w), f, up, down, padding, flip_weight, end, backend=backend)
+
+
+def conv2d_epilogue(
+    x: torch.Tensor,  # [N, I, H, W]
+    w: torch.Tensor,  # [O, I, kh, kw] or [N, O, I, kh, kw]
+    f: torch.Tensor | None,
+    up: int,
+    down: int,
+    padding: int | Sequence[int],
+    flip_weight: bool,
+    end: Epilogue,
+    *,
+    backend: str | None,
+) -> torch.Tensor:
+    """conv2d_resample, then the epilogue: in the last FIR pass where
+    there is one after the convolution, else in a pass of its own. Validated by the callers."""
+    filtered = partial(upfirdn2d, backend=backend)
+    if up == 1:
+        y = reference_conv2d_resample(
+            x, w, f, up, down, padding, flip_weight=flip_weight, upfirdn2d=filtered
+        )
+        return apply_epilogue(y, end, backend=backend)
+
+    last = partial(upfirdn2d_epilogue, end=end, backend=backend)
+    return reference_conv2d_resample(
+        x, w, f, up, down, padding, flip_weight=flip_weight, upfirdn2d=filtered, last_upfirdn2d=last
+    )
+
+
+def _checked(x, w, f, up, down, padding, groups):
     check_image("x", x)
     check_tensor("w", w, 4)
     check_filter("f", f, x)
@@ -83,10 +156,7 @@ def conv2d_resample(
     padding = _parse_padding(padding)
     _check_channels(x, w, groups)
     check_resampled_size(x, w, f, up, down, padding)
-    select("conv2d_resample", x, backend)
-    return reference_conv2d_resample(
-        x, skippable(w), f, up, down, padding, groups, flip_weight, flip_filter
-    )
+    return up, down, groups, padding
 
 
 def _check_channels(x: torch.Tensor, w: torch.Tensor, groups: int) -> None:

@@ -1,7 +1,9 @@
-"""The epilogue of every fused op, differentiable to second order:
+"""The epilogue of every fused op, alone or after a linear operator L, to second order:
 
-    v = scale[n,c] * x + strength * noise[n,1,h,w] + b[c]
+    v = scale[n,c] * L(x) + strength * noise[n,1,h,w] + b[c]
     y = clamp(gain * act(v; alpha), -clamp, +clamp)
+
+L is the identity or upfirdn2d, whose kernels end with the epilogue (ops/fir.py).
 
 Three kernels serve all orders (csrc/epilogue.h): the forward map; dy -> gain act'(v) dy for
 piecewise-linear activations, from two bits an element; the same and the second-order
@@ -12,38 +14,32 @@ before rounding to the storage type, zero where clamped, kept on ties.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 
 from .. import backends
 from ..activations import ACTIVATIONS
-from ..backends.geometry import Geometry
+from ..backends.geometry import Fir
+from ..reference.bias_act import Epilogue
+from ..reference.bias_act import epilogue as reference_epilogue
+from ..reference.upfirdn2d import filter_size
+from ..reference.upfirdn2d import upfirdn2d as reference_upfirdn2d
+from . import fir as fir_ops
+from ._library import (
+    accumulation_dtype,
+    channel_total,
+    define,
+    geometry,
+    laid_out,
+    mask_size,
+    noise_operand,
+    operand,
+    scale_operand,
+)
 
-NAMESPACE = "stylegan_fast"
-_library = torch.library.Library(NAMESPACE, "DEF")
 _CURVED = {row.code: row.curved for row in ACTIVATIONS.values()}
-
-
-def _define(name: str, schema: str, implementation: Any, fake: Any) -> Any:
-    _library.define(f"{name}{schema}")
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
-
-
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _mask_size(numel: int) -> int:
-    """Two bytes for every 8 elements: v <= 0, and clamped."""
-    return (numel + 7) // 8 * 2
-
-
-def _laid_out(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """t with the strides of `like`, which is dense; a copy only where they differ."""
-    return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)
 
 
 def _output_like(x: torch.Tensor, per_sample: bool) -> torch.Tensor:
@@ -56,52 +52,20 @@ def _output_like(x: torch.Tensor, per_sample: bool) -> torch.Tensor:
     )
 
 
-def _geometry(y: torch.Tensor, dim: int, per_sample: bool) -> Geometry:
-    """Any order of dimensions will do: what counts is the stride of the channels."""
-    channels = y.shape[dim] if y.ndim else 1
-    inner = y.stride(dim) if channels > 1 else y.numel()
-    outer = y.numel() // (channels * inner)
-    return Geometry(outer, channels, inner, math.prod(y.shape[2:]) if per_sample else outer * inner)
-
-
-def _total(x: torch.Tensor, dim: int, wanted: bool) -> torch.Tensor:
-    size = (x.shape[dim] if x.ndim else 1) if wanted else 0
-    return torch.empty(size, dtype=_accumulation_dtype(x.dtype), device=x.device)
-
-
-def _operand(t: torch.Tensor | None, x: torch.Tensor, *shape: int) -> torch.Tensor | None:
-    """A per-sample operand in the accumulation type, dense."""
-    if t is None:
-        return None
-    return t.detach().to(_accumulation_dtype(x.dtype)).reshape(shape).contiguous()
-
-
-def _noise_operand(noise: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
-    if noise is None:
-        return None
-    pixels = x.shape[2] * x.shape[3]
-    shared = noise.ndim < 4 or noise.shape[0] == 1
-    return _operand(noise, x, pixels) if shared else _operand(noise, x, x.shape[0], pixels)
-
-
-def _scale_operand(scale: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
-    return None if scale is None else _operand(scale, x, x.shape[0], x.shape[1])
-
-
 def _forward(x, scale, noise, strength, b, dim, act, alpha, gain, clamp, save_mask, backend):
     per_sample = scale is not None or noise is not None
     y = _output_like(x, per_sample)
-    mask = x.new_empty(_mask_size(x.numel()) if save_mask else 0, dtype=torch.uint8)
+    mask = x.new_empty(mask_size(x.numel()) if save_mask else 0, dtype=torch.uint8)
     if x.numel():
         backends.BACKENDS[backend].epilogue_forward(
-            _laid_out(x, y),
+            laid_out(x, y),
             y,
             mask if save_mask else None,
-            _scale_operand(scale, x),
-            _noise_operand(noise, x),
-            _operand(strength, x, 1),
+            scale_operand(scale, x),
+            noise_operand(noise, x),
+            operand(strength, x, 1),
             None if b is None else b.contiguous(),
-            _geometry(y, dim, per_sample),
+            geometry(y, dim, per_sample),
             act,
             alpha,
             gain,
@@ -112,21 +76,21 @@ def _forward(x, scale, noise, strength, b, dim, act, alpha, gain, clamp, save_ma
 
 def _forward_fake(x, scale, noise, strength, b, dim, act, alpha, gain, clamp, save_mask, backend):
     y = _output_like(x, scale is not None or noise is not None)
-    return y, x.new_empty(_mask_size(x.numel()) if save_mask else 0, dtype=torch.uint8)
+    return y, x.new_empty(mask_size(x.numel()) if save_mask else 0, dtype=torch.uint8)
 
 
 def _masked(dy, mask, scale, dim, stride, negative_slope, gain, with_sum, backend):
     dx = torch.empty_strided(dy.shape, stride, dtype=dy.dtype, device=dy.device)
-    total = _total(dy, dim, with_sum)
+    total = channel_total(dy, dim, with_sum)
     if not dy.numel():
         return dx, total.zero_()
     backends.BACKENDS[backend].epilogue_masked(
-        _laid_out(dy, dx),
+        laid_out(dy, dx),
         mask,
         dx,
         total if with_sum else None,
-        _scale_operand(scale, dy),
-        _geometry(dx, dim, scale is not None),
+        scale_operand(scale, dy),
+        geometry(dx, dim, scale is not None),
         negative_slope,
         gain,
     )
@@ -135,7 +99,7 @@ def _masked(dy, mask, scale, dim, stride, negative_slope, gain, with_sum, backen
 
 def _masked_fake(dy, mask, scale, dim, stride, negative_slope, gain, with_sum, backend):
     dx = torch.empty_strided(dy.shape, stride, dtype=dy.dtype, device=dy.device)
-    return dx, _total(dy, dim, with_sum)
+    return dx, channel_total(dy, dim, with_sum)
 
 
 def _curved(
@@ -143,21 +107,21 @@ def _curved(
 ):
     per_sample = scale is not None or noise is not None
     dx = _output_like(x, per_sample)
-    total = _total(x, dim, with_sum)
+    total = channel_total(x, dim, with_sum)
     if not x.numel():
         return dx, total.zero_()
     backends.BACKENDS[backend].epilogue_curved(
         order,
-        _laid_out(x, dx),
-        _laid_out(dy, dx),
-        None if h is None else _laid_out(h, dx),
+        laid_out(x, dx),
+        laid_out(dy, dx),
+        None if h is None else laid_out(h, dx),
         dx,
         total if with_sum else None,
-        _scale_operand(scale, x),
-        _noise_operand(noise, x),
-        _operand(strength, x, 1),
+        scale_operand(scale, x),
+        noise_operand(noise, x),
+        operand(strength, x, 1),
         None if b is None else b.contiguous(),
-        _geometry(dx, dim, per_sample),
+        geometry(dx, dim, per_sample),
         act,
         alpha,
         gain,
@@ -170,24 +134,24 @@ def _curved_fake(
     order, x, dy, h, scale, noise, strength, b, dim, act, alpha, gain, clamp, with_sum, backend
 ):
     per_sample = scale is not None or noise is not None
-    return _output_like(x, per_sample), _total(x, dim, with_sum)
+    return _output_like(x, per_sample), channel_total(x, dim, with_sum)
 
 
-forward_op = _define(
+forward_op = define(
     "epilogue_forward",
     "(Tensor x, Tensor? scale, Tensor? noise, Tensor? strength, Tensor? b, int dim, int act, "
     "float alpha, float gain, float clamp, bool save_mask, str backend) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
-masked_op = _define(
+masked_op = define(
     "epilogue_masked",
     "(Tensor dy, Tensor? mask, Tensor? scale, int dim, SymInt[] stride, float negative_slope, "
     "float gain, bool with_sum, str backend) -> (Tensor, Tensor)",
     _masked,
     _masked_fake,
 )
-curved_op = _define(
+curved_op = define(
     "epilogue_curved",
     "(int order, Tensor x, Tensor dy, Tensor? h, Tensor? scale, Tensor? noise, Tensor? strength, "
     "Tensor? b, int dim, int act, float alpha, float gain, float clamp, bool with_sum, "
@@ -283,65 +247,95 @@ class _Curvature(torch.autograd.Function):
 class _Epilogue(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x, scale, noise, strength, b, dim, act, negative_slope, alpha, gain, clamp, backend
-    ):
+        ctx, x, scale, noise, strength, b, add, f, fir,
+        dim, act, negative_slope, alpha, gain, clamp, backend,
+    ):  # fmt: skip
         ctx.set_materialize_grads(False)
-        needs_x, *needs_affine, needs_b = ctx.needs_input_grad[:5]
+        needs_scale = ctx.needs_input_grad[1]
         curved = _CURVED[act]
         save_mask = not curved and (negative_slope != 1 or clamp != math.inf)
-        y, mask = forward_op(
-            x, scale, noise, strength, b, dim, act, alpha, gain, clamp, save_mask, backend
-        )
+        operands = (scale, noise, strength, b)
+        constants = (act, alpha, gain, clamp, save_mask, backend)
+        if fir is None:
+            y, mask = forward_op(x, *operands, dim, *constants)
+        else:
+            y, mask = fir_ops.epilogue_op(x, f, *fir.arguments(), *operands, add, *constants)
         ctx.mark_non_differentiable(mask)
         ctx.save_for_backward(
-            x if curved or needs_affine[0] else None,
+            x if curved or needs_scale else None,
             mask if save_mask else None,
             scale,
             noise,
             strength,
             b if curved else None,
+            f,
         )
         ctx.b_dtype = None if b is None else b.dtype
+        ctx.size = x.shape[2:]
         ctx.stride = y.stride()
+        ctx.fir = fir
         ctx.arguments = (dim, act, negative_slope, alpha, gain, clamp, backend)
         return y, mask
 
     @staticmethod
     def backward(ctx, dy, _mask):
         if dy is None:
-            return (None,) * 12
-        x, mask, scale, noise, strength, b = ctx.saved_tensors
+            return (None,) * 15
+        x, mask, scale, noise, strength, b, f = ctx.saved_tensors
+        fir = ctx.fir
         dim, act, negative_slope, alpha, gain, clamp, backend = ctx.arguments
-        needs_x, needs_scale, needs_noise, needs_strength, needs_b = ctx.needs_input_grad[:5]
+        needs_x, needs_scale, needs_noise, needs_strength, needs_b, needs_add = (
+            ctx.needs_input_grad[:6]
+        )
         affine = scale is not None or noise is not None
-        # A recorded gradient, or one that goes through scale or noise, is composed of
-        # differentiable parts; otherwise one kernel does it all.
-        composed = torch.is_grad_enabled() or needs_scale or needs_noise or needs_strength
 
-        dx = d_scale = d_noise = d_strength = d_b = None
+        def transpose(d):
+            return d if fir is None else fir_ops.linear(d, f, adjoint(), backend)
+
+        def adjoint():
+            return fir.adjoint(*ctx.size, filter_size(f))
+
+        # A recorded gradient, or one that goes through scale or noise, is composed of
+        # differentiable parts; otherwise one kernel does it all, but for the scale where that has a
+        # gradient of its own.
+        composed = torch.is_grad_enabled() or needs_noise or needs_strength
+        composed = composed or (needs_scale and (fir is None or _CURVED[act]))
+
+        dx = unscaled = d_scale = d_noise = d_strength = d_b = None
+        dv: Any = None
         if _CURVED[act]:
             curve = (dim, act, alpha, gain, clamp, needs_b, backend)
+            u = x if fir is None else fir_ops.linear(x, f, fir, backend)
             if composed:
-                v, d, offset = x, dy, b
+                v, d, offset = u, dy, b
                 if affine:
-                    v = _affine(x, scale, noise, strength)
+                    v = _affine(u, scale, noise, strength)
                     d, offset = dy.to(v.dtype), None if b is None else b.to(v.dtype)
                 dv, d_b = _Slope.apply(v, d, offset, *curve)
             else:
-                dv, d_b = curved_op(1, x, dy, None, scale, noise, strength, b, *curve)
+                dx, d_b = curved_op(1, u, dy, None, scale, noise, strength, b, *curve)
+                dx = transpose(dx)
         else:
             line = (dim, ctx.stride, negative_slope, gain, needs_b, backend)
             if composed:
                 dv, d_b = _Masked.apply(dy, mask, *line)
+            elif fir is None:
+                dx, d_b = masked_op(dy, mask, scale, *line)
             else:
-                dv, d_b = masked_op(dy, mask, scale, *line)
+                masked = partial(fir_ops.masked_op, dy, f, *adjoint().arguments(), mask)
+                if needs_scale:
+                    unscaled, d_b = masked(None, *line[1:])
+                else:
+                    dx, d_b = masked(scale, *line[1:])
         d_b = d_b.to(ctx.b_dtype) if needs_b else None
 
-        if needs_x:
-            dx = dv * scale[:, :, None, None] if composed and scale is not None else dv
-            dx = dx.to(dy.dtype)
+        if dv is not None and (needs_x or needs_scale):
+            unscaled = transpose(dv)
         if needs_scale:
-            d_scale = (dv * x).sum([2, 3], dtype=scale.dtype)
+            d_scale = (unscaled * x).sum([2, 3], dtype=scale.dtype)
+        if unscaled is not None:
+            dx = unscaled if scale is None else unscaled * scale[:, :, None, None]
+            dx = dx.to(dy.dtype)
         if needs_noise or needs_strength:
             image = dv.sum(1, keepdim=True, dtype=noise.dtype)
             if needs_noise:
@@ -349,12 +343,13 @@ class _Epilogue(torch.autograd.Function):
                 d_noise = d_noise.sum_to_size(noise.shape)
             if needs_strength:
                 d_strength = (image * noise).sum().reshape(strength.shape).to(strength.dtype)
-        return (dx, d_scale, d_noise, d_strength, d_b) + (None,) * 7
+        d_add = dy if needs_add else None
+        return (dx if needs_x else None, d_scale, d_noise, d_strength, d_b, d_add) + (None,) * 9
 
 
-def _affine(x, scale, noise, strength):
-    """scale * x + strength * noise in PyTorch and unrounded, for derivatives that go through it."""
-    v = x.to(_accumulation_dtype(x.dtype))
+def _affine(u, scale, noise, strength):
+    """scale * u + strength * noise in PyTorch and unrounded, for derivatives that go through it."""
+    v = u.to(accumulation_dtype(u.dtype))
     if scale is not None:
         v = v * scale[:, :, None, None]
     if noise is not None:
@@ -363,9 +358,9 @@ def _affine(x, scale, noise, strength):
 
 
 def epilogue(
-    x: torch.Tensor,  # [N, C, H, W]; any shape where scale and noise are None
+    x: torch.Tensor,  # [N, C, H, W]; any shape where scale, noise and fir are None
     scale: torch.Tensor | None,  # [N, C]
-    noise: torch.Tensor | None,  # [N, 1, H, W], [1, 1, H, W] or [H, W]
+    noise: torch.Tensor | None,  # [N, 1, H, W], [1, 1, H, W] or [H, W] of y
     strength: torch.Tensor | None,  # []
     b: torch.Tensor | None,  # [C]
     dim: int,
@@ -374,12 +369,62 @@ def epilogue(
     gain: float,
     clamp: float | None,
     backend: str,
+    *,
+    f: torch.Tensor | None = None,  # [fh, fw] or [taps]
+    fir: Fir | None = None,
+    add: torch.Tensor | None = None,  # y's shape; only with fir
 ) -> torch.Tensor:
-    """Run the epilogue on a kernel backend. Arguments are validated by the callers."""
+    """Run E(x), or with fir E(upfirdn2d(x)) + add, on a kernel backend. Arguments are validated by
+    the callers."""
     row = ACTIVATIONS[act]
     limit = math.inf if clamp is None else clamp
-    tensors = (x, scale, noise, strength, b)
+    tensors = (x, scale, noise, strength, b, add)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         slope = 1.0 if row.curved else row.negative_slope(alpha)
-        return _Epilogue.apply(*tensors, dim, row.code, slope, alpha, gain, limit, backend)[0]
-    return forward_op(*tensors, dim, row.code, alpha, gain, limit, False, backend)[0]
+        constants = (row.code, slope, alpha, gain, limit, backend)
+        return _Epilogue.apply(*tensors, f, fir, dim, *constants)[0]
+    constants = (row.code, alpha, gain, limit, False, backend)
+    if fir is None:
+        return forward_op(*tensors[:5], dim, *constants)[0]
+    return fir_ops.epilogue_op(x, f, *fir.arguments(), *tensors[1:], *constants)[0]
+
+
+def apply_epilogue(
+    x: torch.Tensor,  # [N, C, H, W]
+    end: Epilogue,
+    *,
+    backend: str | None,
+    f: torch.Tensor | None = None,
+    fir: Fir | None = None,
+    add: torch.Tensor | None = None,  # y's shape
+) -> torch.Tensor:
+    """E(x), or with fir E(upfirdn2d(x)), plus add: in one kernel where the backend has it."""
+    name = backends.select("bias_act", x, backend)
+    if name == "reference":
+        y = x if fir is None else reference_upfirdn2d(x, f, *fir.arguments())
+        y = reference_epilogue(y, end)
+        return y if add is None else y + add
+
+    scale, noise, b, act, alpha, gain, clamp = end
+    row = ACTIVATIONS[act]
+    alpha = row.alpha if alpha is None else alpha
+    gain = row.gain if gain is None else gain
+    b = None if b is None else b.to(x.dtype)
+    n, _, height, width = x.shape
+    if fir is not None:
+        height, width = fir.output_size(height, width, filter_size(f))
+    kernel_noise = ((height, width), (1, 1, height, width), (n, 1, height, width))
+    if noise is not None and tuple(noise.shape) not in kernel_noise:
+        x = x if fir is None else fir_ops.linear(x, f, fir, name)
+        x = reference_epilogue(x, Epilogue(scale, noise))
+        scale = noise = fir = None
+    fused_add, late_add = (
+        (add, None) if fir is not None and (add is None or add.dtype == x.dtype) else (None, add)
+    )
+    if fir is None and scale is noise is b is clamp is None and gain == 1 and act == "linear":
+        y = x
+    else:
+        y = epilogue(
+            x, scale, noise, None, b, 1, act, alpha, gain, clamp, name, f=f, fir=fir, add=fused_add
+        )
+    return y if late_add is None else y + late_add

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from .._checks import as_int, check_device, check_number, check_tensor
+from ..activations import activation
 from ..backends import select
 from ..reference.modulated_conv2d import modulated_conv2d as reference_modulated_conv2d
 from ..weight_gradients import skippable
-from .bias_act import bias_act
-from .conv2d_resample import check_resampled_size
+from .conv2d_resample import check_resampled_size, conv2d_epilogue
 from .upfirdn2d import _parse_padding, check_filter, check_image
 
 
@@ -59,8 +60,9 @@ def modulated_conv2d(
             rounding.
         input_gain: number, `[]`, `[I]` or `[N, I]`; see above.
         bias: `[O]` or None; act, alpha, gain, clamp: as in `bias_act`.
-        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. All run PyTorch's
-            operators so far; the bias_act that follows runs on the choice.
+        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. The convolution is
+            PyTorch's on all of them so far; demodulation, noise, bias and activation are one pass
+            on the choice, for up > 1 the same as the FIR filter's.
 
     Returns:
         `[N, O, H', W']`, dtype and memory format (NCHW or channels_last) of x.
@@ -106,8 +108,12 @@ def modulated_conv2d(
     if bias is not None:
         _check_operand("bias", bias, x, (weight.shape[0],))
 
+    alpha = None if alpha is None else check_number("alpha", alpha)
+    gain = None if gain is None else check_number("gain", gain)
+    clamp = None if clamp is None else check_number("clamp", clamp, minimum=0)
+
     select("modulated_conv2d", x, backend)
-    y = reference_modulated_conv2d(
+    return reference_modulated_conv2d(
         x,
         skippable(weight),
         styles,
@@ -120,9 +126,13 @@ def modulated_conv2d(
         flip_weight,
         fused_modconv,
         input_gain=input_gain,
+        bias=bias,
+        act=activation(act).name,
+        alpha=alpha,
+        gain=gain,
+        clamp=clamp,
+        conv2d_epilogue=partial(conv2d_epilogue, backend=backend),
     )
-    bias = None if bias is None else bias.to(y.dtype)
-    return bias_act(y, bias, 1, act, alpha, gain, clamp, backend=backend)
 
 
 def _check_operand(name: str, t: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...]) -> None:

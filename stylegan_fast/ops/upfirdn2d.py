@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .._checks import check_device, check_number, check_tensor
-from ..backends import select
+from ..backends import inside_transform, select
+from ..backends.geometry import Fir
+from ..reference.bias_act import Epilogue
 from ..reference.upfirdn2d import centring, output_size
 from ..reference.upfirdn2d import filter_size as _get_filter_size
 from ..reference.upfirdn2d import parse_padding as _parse_padding
 from ..reference.upfirdn2d import parse_scaling as _parse_scaling
 from ..reference.upfirdn2d import upfirdn2d as reference_upfirdn2d
+from . import fir as fir_ops
+from .epilogue import apply_epilogue
 
 
 def check_image(name: str, x: torch.Tensor) -> None:
@@ -40,6 +45,25 @@ def check_filter(name: str, f: torch.Tensor | None, x: torch.Tensor) -> None:
             f"{name}.requires_grad is True, but the gradient of a FIR filter is not supported; "
             f"pass {name}.detach()"
         )
+    _check_finite(name, f)
+
+
+_known_finite = WeakIdKeyDictionary()
+
+
+def _check_finite(name: str, f: torch.Tensor) -> None:
+    """f holds no NaN and no infinity. Looked up once for each version of a tensor, because on a GPU
+    that waits for it; not at all where there are no values to look at."""
+    if type(f) is not torch.Tensor or f.is_meta or torch.compiler.is_compiling():
+        return
+    version = None if f.is_inference() else f._version
+    if version is not None and _known_finite.get(f) == version:
+        return
+    if inside_transform() or (f.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    if not f.isfinite().all():
+        raise ValueError(f"{name} must be finite, got {name}={f.tolist()}")
+    _known_finite[f] = version
 
 
 def check_output_size(output: tuple[int, int], **arguments: object) -> None:
@@ -145,39 +169,93 @@ def upfirdn2d(
             top, bottom; negative crops.
         flip_filter: False convolves, True correlates.
         gain: factor of the output, applied once.
-        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. All run PyTorch's
-            operators so far.
+        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'.
 
     Returns:
         `[N, C, (H * uy + y0 + y1 - fh) // dy + 1, (W * ux + x0 + x1 - fw) // dx + 1]`, dtype and
         memory format (NCHW or channels_last) of x. 16-bit types are rounded once, at the end.
 
-    Gradients: any order with respect to x; none with respect to f. On CUDA, float32 obeys
-    `torch.backends.cudnn.allow_tf32` as every PyTorch convolution does.
+    Gradients: any order with respect to x; none with respect to f. `torch.func` (vmap over x, grad,
+    jvp) and forward mode work on every backend.
+
+    Kernels keep neither the zero-stuffed image nor what a separable filter leaves between its two
+    axes. On CUDA, float32 on the reference obeys `torch.backends.cudnn.allow_tf32` as PyTorch's
+    convolutions do; kernels ignore it.
 
     Autocast: computes and returns in x's dtype.
 
     Raises:
         TypeError: x or f is not a floating-point tensor; up, down or padding holds something else
             than ints; gain is not a number.
-        ValueError: wrong rank, length, factor or device, or an output without pixels.
+        ValueError: wrong rank, length, factor or device, f is not finite, or an output without
+            pixels.
         NotImplementedError: f requires a gradient.
         RuntimeError: the explicitly chosen backend cannot run this.
 
     The originals' `upfirdn2d`.
     """
+    return _run(x, f, _checked(x, f, up, down, padding, flip_filter, gain), backend)
+
+
+def upfirdn2d_epilogue(
+    x: torch.Tensor,  # [N, C, H, W]
+    f: torch.Tensor | None,  # [fh, fw] or [taps]
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    *,
+    end: Epilogue,
+    add: torch.Tensor | None = None,  # [N, C, H', W']
+    backend: str | None = None,
+) -> torch.Tensor:
+    """E(upfirdn2d(x)) + add in one pass: what follows a transposed convolution.
+
+    The callers have validated `end`. Differentiable as `bias_act`.
+    """
+    fir = _checked(x, f, up, down, padding, flip_filter, gain)
+    if add is not None:
+        _check_added(add, x, f, fir)
+    return apply_epilogue(x, end, backend=backend, f=f, fir=fir, add=add)
+
+
+def _checked(x, f, up, down, padding, flip_filter, gain, centred=False) -> Fir:
+    """The validated arguments; `centred` adds the padding that keeps the image centred and the gain
+    that makes up for the stuffed zeros."""
     check_image("x", x)
     check_filter("f", f, x)
-    check_number("gain", gain)
+    gain = check_number("gain", gain)
     up = _parse_scaling(up, "up")
     down = _parse_scaling(down, "down")
     padding = _parse_padding(padding)
-    taps = _get_filter_size(f)
+    taps = fw, fh = _get_filter_size(f)
+    if centred:
+        centres = centring(fw, up[0], down[0]) + centring(fh, up[1], down[1])
+        padding = tuple(pad + centre for pad, centre in zip(padding, centres))
+        gain = gain * up[0] * up[1]
     height, width = x.shape[2:]
     output = output_size((height, width), taps, up, down, padding)
     check_output_size(output, image=(height, width), filter=taps[::-1], up=up, padding=padding)
-    select("upfirdn2d", x, backend)
-    return reference_upfirdn2d(x, f, up, down, padding, flip_filter, gain)
+    return Fir.of(up, down, padding, bool(flip_filter), gain)
+
+
+def _run(x: torch.Tensor, f: torch.Tensor | None, fir: Fir, backend: str | None) -> torch.Tensor:
+    name = select("upfirdn2d", x, backend)
+    if name == "reference":
+        return reference_upfirdn2d(x, f, *fir.arguments())
+    return fir_ops.linear(x, f, fir, name)
+
+
+def _check_added(add: torch.Tensor, x: torch.Tensor, f: torch.Tensor | None, fir: Fir) -> None:
+    check_tensor("add", add, 4)
+    check_device("add", add, x)
+    n, channels, height, width = x.shape
+    shape = (n, channels, *fir.output_size(height, width, _get_filter_size(f)))
+    if add.shape != shape:
+        raise ValueError(
+            f"add must have the shape {shape} of the output, got add.shape={tuple(add.shape)}"
+        )
 
 
 def filter2d(
@@ -193,7 +271,7 @@ def filter2d(
 
     Everything else as `upfirdn2d`.
     """
-    return _centred(x, f, 1, 1, padding, flip_filter, gain, backend)
+    return _run(x, f, _checked(x, f, 1, 1, padding, flip_filter, gain, True), backend)
 
 
 def upsample2d(
@@ -211,7 +289,21 @@ def upsample2d(
     The factor keeps the magnitude of the image. `padding`, in pixels of the output, is added to
     what gives that size. Everything else as `upfirdn2d`.
     """
-    return _centred(x, f, up, 1, padding, flip_filter, gain, backend)
+    return _run(x, f, _checked(x, f, up, 1, padding, flip_filter, gain, True), backend)
+
+
+def upsample2d_add(
+    x: torch.Tensor,  # [N, C, H, W]
+    f: torch.Tensor | None,  # [fh, fw] or [taps]
+    add: torch.Tensor,  # [N, C, H * up, W * up]
+    up: int = 2,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """y = upsample2d(x, f, up) + add in one pass: how images grow from block to block."""
+    fir = _checked(x, f, up, 1, 0, False, 1, True)
+    _check_added(add, x, f, fir)
+    return apply_epilogue(x, Epilogue(), backend=backend, f=f, fir=fir, add=add)
 
 
 def downsample2d(
@@ -229,18 +321,4 @@ def downsample2d(
     `padding`, in pixels of the input, is added to what gives that size. Everything else as
     `upfirdn2d`.
     """
-    return _centred(x, f, 1, down, padding, flip_filter, gain, backend)
-
-
-def _centred(x, f, up, down, padding, flip_filter, gain, backend):
-    """upfirdn2d with the padding that keeps the image centred and the gain of the stuffed zeros."""
-    check_image("x", x)
-    check_filter("f", f, x)
-    check_number("gain", gain)
-    up = _parse_scaling(up, "up")
-    down = _parse_scaling(down, "down")
-    fw, fh = _get_filter_size(f)
-    centres = centring(fw, up[0], down[0]) + centring(fh, up[1], down[1])
-    padding = [pad + centre for pad, centre in zip(_parse_padding(padding), centres)]
-    gain = gain * up[0] * up[1]
-    return upfirdn2d(x, f, up, down, padding, flip_filter, gain, backend=backend)
+    return _run(x, f, _checked(x, f, 1, down, padding, flip_filter, gain, True), backend)

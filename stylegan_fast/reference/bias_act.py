@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -40,3 +42,28 @@ def bias_act(
     if clamp is not None:
         y = y.clamp(-clamp, clamp)
     return y
+
+
+class Epilogue(NamedTuple):
+    """What follows a linear operator; every part is optional."""
+
+    scale: torch.Tensor | None = None  # [N, C]
+    noise: torch.Tensor | None = None  # broadcasts to [N, C, H, W]
+    b: torch.Tensor | None = None  # [C]
+    act: str = "linear"
+    alpha: float | None = None
+    gain: float | None = None
+    clamp: float | None = None
+
+
+def epilogue(x: torch.Tensor, end: Epilogue) -> torch.Tensor:
+    """y = bias_act(scale[n,c] * x + noise, b, act, alpha, gain, clamp), `[N, C, H, W]` and dtype of
+    x."""
+    noise = None if end.noise is None else end.noise.to(x.dtype)
+    if end.scale is not None:
+        scale = end.scale.to(x.dtype)[:, :, None, None]
+        x = x * scale if noise is None else torch.addcmul(noise, x, scale)
+    elif noise is not None:
+        x = x + noise
+    b = None if end.b is None else end.b.to(x.dtype)
+    return bias_act(x, b, 1, end.act, end.alpha, end.gain, end.clamp)

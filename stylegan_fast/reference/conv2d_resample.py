@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -48,7 +48,7 @@ def output_size(
 
 def conv2d_resample(
     x: torch.Tensor,  # [N, I, H, W]
-    w: torch.Tensor,  # [O, I / groups, kh, kw]
+    w: torch.Tensor,  # [O, I / groups, kh, kw], or [N, O, I, kh, kw]: a weight for each sample
     f: torch.Tensor | None = None,  # [fh, fw] or [taps]
     up: int = 1,
     down: int = 1,
@@ -56,31 +56,37 @@ def conv2d_resample(
     groups: int = 1,
     flip_weight: bool = True,
     flip_filter: bool = False,
+    *,
+    upfirdn2d: Callable[..., torch.Tensor] = upfirdn2d,
+    last_upfirdn2d: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """See `stylegan_fast.ops.conv2d_resample`. The convolution and the FIR passes commute, so each
-    case takes the order that is cheapest."""
+    case takes the order that is cheapest: with up > 1, a FIR pass comes last.
+
+    upfirdn2d runs the FIR passes; last_upfirdn2d, if given, the last one with up > 1.
+    """
     total = total_padding(filter_size(f), up, down, parse_padding(padding))
     conv = partial(resampled_conv2d, w=w, groups=groups, flip=not flip_weight)
-    kh, kw = w.shape[2:]
+    kh, kw = w.shape[-2:]
     pointwise = kh == kw == 1
+    fir = partial(upfirdn2d, flip_filter=flip_filter)
+    last = partial(last_upfirdn2d or upfirdn2d, flip_filter=flip_filter)
+    after_up = last if down == 1 else fir
 
     if up > 1 and pointwise:
-        y = conv(x)
-        y = upfirdn2d(y, f, up, padding=total, flip_filter=flip_filter, gain=up**2)
+        y = after_up(conv(x), f, up, padding=total, gain=up**2)
     elif up > 1:
         full = (kw - 1, kw - up, kh - 1, kh - up)
         y = conv(x, up=(up, up), padding=full)
         rest = [needed - used for needed, used in zip(total, full)]
-        y = upfirdn2d(y, f, padding=rest, flip_filter=flip_filter, gain=up**2)
+        y = after_up(y, f, padding=rest, gain=up**2)
     elif down > 1 and pointwise:
-        y = upfirdn2d(x, f, down=down, padding=total, flip_filter=flip_filter)
-        y = conv(y)
+        y = conv(fir(x, f, down=down, padding=total))
     elif down > 1:
-        y = upfirdn2d(x, f, padding=total, flip_filter=flip_filter)
-        y = conv(y, down=(down, down))
+        y = conv(fir(x, f, padding=total), down=(down, down))
     else:
         y = conv(x, padding=total)
 
     if up > 1 and down > 1:
-        y = upfirdn2d(y, f, down=down, flip_filter=flip_filter)
+        y = last(y, f, down=down)
     return y.contiguous(memory_format=memory_format_of(x))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from .._checks import autocast_enabled
-from .bias_act import bias_act
+from .bias_act import Epilogue, epilogue
 from .conv2d_resample import conv2d_resample
 from .upfirdn2d import memory_format_of, without_autocast
 
@@ -35,6 +35,21 @@ def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     return (styles.square() @ energy.t() + 1e-8).rsqrt()
 
 
+def conv2d_epilogue(
+    x: torch.Tensor,  # [N, I, H, W]
+    w: torch.Tensor,  # [O, I, kh, kw] or [N, O, I, kh, kw]
+    f: torch.Tensor | None,
+    up: int,
+    down: int,
+    padding: int | Sequence[int],
+    flip_weight: bool,
+    end: Epilogue,
+) -> torch.Tensor:
+    """conv2d_resample, then `epilogue(y, end)`."""
+    y = conv2d_resample(x, w, f, up, down, padding, flip_weight=flip_weight)
+    return epilogue(y, end)
+
+
 def modulated_conv2d(
     x: torch.Tensor,  # [N, I, H, W]
     weight: torch.Tensor,  # [O, I, kh, kw]
@@ -54,9 +69,9 @@ def modulated_conv2d(
     alpha: float | None = None,
     gain: float | None = None,
     clamp: float | None = None,
+    conv2d_epilogue: Callable[..., torch.Tensor] = conv2d_epilogue,
 ) -> torch.Tensor:
-    """See `stylegan_fast.ops.modulated_conv2d`."""
-    n, i, h, w = x.shape
+    """See `stylegan_fast.ops.modulated_conv2d`. conv2d_epilogue runs all but the coefficients."""
     # The statistics: float32 at least, also under autocast.
     dtype = torch.promote_types(torch.promote_types(weight.dtype, styles.dtype), torch.float32)
     scaled_weight, before, after = weight.to(dtype), styles.to(dtype), None
@@ -78,31 +93,13 @@ def modulated_conv2d(
     if input_gain is not None:
         before = before * input_gain
 
-    resampling = (resample_filter, up, down, padding)
-    if fused_modconv and n > 0:
+    if fused_modconv and x.shape[0] > 0:
         scale = before[:, None] if after is None else before[:, None] * after[:, :, None]
-        kernels = scaled_weight * scale[..., None, None]  # [N, O, I, kh, kw]
-        y = conv2d_resample(
-            x.reshape(1, n * i, h, w),
-            kernels.flatten(0, 1).to(x.dtype),
-            *resampling,
-            groups=n,
-            flip_weight=flip_weight,
-        )
-        y = y.reshape(n, -1, *y.shape[2:])
-        y = y if noise is None else y + noise.to(y.dtype)
+        kernels = (scaled_weight * scale[..., None, None]).to(x.dtype)  # [N, O, I, kh, kw]
+        x_scaled, after = x, None
     else:
+        kernels = scaled_weight.to(x.dtype)
         x_scaled = x * before.to(x.dtype)[:, :, None, None]
-        y = conv2d_resample(
-            x_scaled, scaled_weight.to(x.dtype), *resampling, flip_weight=flip_weight
-        )
-        noise = None if noise is None else noise.to(y.dtype)
-        if after is not None:
-            after = after.to(y.dtype)[:, :, None, None]
-            y = y * after if noise is None else torch.addcmul(noise, y, after)
-        elif noise is not None:
-            y = y + noise
-
-    y = y.contiguous(memory_format=memory_format_of(x))
-    bias = None if bias is None else bias.to(y.dtype)
-    return bias_act(y, bias, 1, act, alpha, gain, clamp)
+    end = Epilogue(after, noise, bias, act, alpha, gain, clamp)
+    y = conv2d_epilogue(x_scaled, kernels, resample_filter, up, down, padding, flip_weight, end)
+    return y.contiguous(memory_format=memory_format_of(x))

@@ -93,7 +93,7 @@ def _decimate(x: torch.Tensor, down: Pair) -> torch.Tensor:
 
 def resampled_conv2d(
     x: torch.Tensor,  # [N, I, H, W]
-    w: torch.Tensor,  # [O, I / groups, kh, kw]
+    w: torch.Tensor,  # [O, I / groups, kh, kw], or [N, O, I, kh, kw]: a weight for each sample
     up: Pair = (1, 1),
     down: Pair = (1, 1),
     padding: Padding = (0, 0, 0, 0),
@@ -101,6 +101,11 @@ def resampled_conv2d(
     flip: bool = False,
 ) -> torch.Tensor:
     """Zero-stuff x, pad or crop, correlate with w (rotated if `flip`), keep every down-th."""
+    if w.ndim == 5:
+        n, i, height, width = x.shape
+        x = x.reshape(1, n * i, height, width)
+        y = resampled_conv2d(x, w.flatten(0, 1), up, down, padding, n, flip)
+        return y.reshape(n, -1, *y.shape[2:])
     (ux, uy), (dx, dy), (x0, x1, y0, y1) = up, down, padding
     if up == (1, 1):
         w = w.flip((2, 3)) if flip else w
