@@ -112,9 +112,7 @@ def _torch_utils_upfirdn2d(device: torch.device) -> Upfirdn2d:
     impl = _impl(device)
 
     def upfirdn2d(x: Tensor, f: Tensor, fir: Fir) -> Tensor:
-        up, down = [fir.up_x, fir.up_y], [fir.down_x, fir.down_y]
-        padding = [fir.x0, fir.x1, fir.y0, fir.y1]
-        return function(x, f, up, down, padding, fir.flip_filter, fir.gain, impl)
+        return function(x, f, *fir.arguments(), impl)
 
     return upfirdn2d
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from .. import backends
 from ..activations import ACTIVATIONS
 from ..backends.geometry import Fir, Geometry, Tail
-from ..ops import setup_filter, upfirdn2d
+from ..ops.upfirdn2d import setup_filter, upfirdn2d, upfirdn2d_epilogue
+from ..reference.bias_act import Epilogue
+from ..reference.bias_act import epilogue as reference_epilogue
 from ..reference.upfirdn2d import centring
 from ..reference.upfirdn2d import upfirdn2d as reference_upfirdn2d
 from .cases import DTYPES, LAYOUTS, Case
@@ -24,7 +26,6 @@ from .workload import Function, Provider, Results, Session, candidates, compiled
 
 CLAMP = 256.0
 ROW = ACTIVATIONS["lrelu"]
-STRENGTH = 0.5
 
 BINOMIAL = (1, 3, 3, 1)
 SYMLET = (0.0154041, 0.0034907, -0.1179901, -0.0483117, 0.4910559, 0.7876411,
@@ -58,10 +59,7 @@ class Variant(NamedTuple):
 
     def run(self, function: Callable[..., Tensor], x: Tensor, f: Tensor, **more: Any) -> Tensor:
         """function(x, f, …), which has the signature of ours."""
-        fir = self.fir
-        up, down = (fir.up_x, fir.up_y), (fir.down_x, fir.down_y)
-        padding = (fir.x0, fir.x1, fir.y0, fir.y1)
-        return function(x, f, up, down, padding, fir.flip_filter, fir.gain, **more)
+        return function(x, f, *self.fir.arguments(), **more)
 
 
 def _variant(
@@ -141,9 +139,9 @@ def stock(x: Tensor, f: Tensor, fir: Fir) -> Tensor:
     return F.conv2d(z, column, stride=(fir.down_y, 1), groups=c)
 
 
-# Additions, multiplications and comparisons of the epilogue per element; in the backward of the
-# whole, those of the sums that are the gradients of b and scale are among them.
-_EPILOGUE_FLOPS = {"forward": 8, "backward": 4, "forward+backward": 14}
+# Additions, multiplications and comparisons of the epilogue per element of y and of x. The gradient
+# of scale is the product of x with that of the unscaled x.
+_EPILOGUE_FLOPS = {"forward": (8, 0), "backward": (3, 1), "forward+backward": (11, 3)}
 _PASSES = {"forward": 1, "backward": 1, "forward+backward": 2, "double backward": 3}
 
 
@@ -173,12 +171,11 @@ class Upfirdn2d:
         self.x = image(draw(*case.shape))
         self.dy = image(draw(*self.out_shape))
         self.noise = torch.empty(0, device=session.device)
-        self.strength = torch.tensor(STRENGTH, device=session.device)
         operands: tuple[Tensor, ...] = ()
         if self.tail == "epilogue":
             # |scale * u + b| is below 50: the noise decides the branches, pixel by pixel, and
             # keeps v from 0 and from the clamp, where rounding would decide.
-            values = torch.tensor([-800.0, -200.0, 200.0, 800.0], device=session.device)
+            values = torch.tensor([-400.0, -100.0, 100.0, 400.0], device=session.device)
             chosen = torch.randint(
                 4, (n, 1, *self.out_shape[2:]), generator=generator, device=session.device
             )
@@ -211,11 +208,10 @@ class Upfirdn2d:
             moved = {
                 "forward": forward,
                 "backward": backward,
-                "forward+backward": forward + mask + backward + x + f + scale,
+                "forward+backward": forward + mask + backward + x + scale,
             }
-            # The third is that of the gradient of scale.
-            filters = {"forward": 1, "backward": 1, "forward+backward": 3}[mode]
-            return moved[mode], filters * fir + _EPILOGUE_FLOPS[mode] * numel
+            of_y, of_x = _EPILOGUE_FLOPS[mode]
+            return moved[mode], passes * fir + of_y * numel + of_x * self.x.numel()
         added = self.tail == "add"
         return passes * (x + f + y) + added * y, passes * fir + added * numel
 
@@ -277,42 +273,47 @@ class Upfirdn2d:
 
     def _reference(self, *inputs: Tensor) -> Tensor:
         x, *operands = inputs
-        x = x.to(torch.promote_types(x.dtype, torch.float32)) if self.tail else x
         u = self.variant.run(reference_upfirdn2d, x, self.f)
-        return self._followed(u, *operands).to(inputs[0].dtype)
-
-    def _followed(self, u: Tensor, *operands: Tensor) -> Tensor:
-        """The tail in PyTorch's operators."""
-        if self.tail == "add":
-            return u + operands[0]
         if self.tail == "epilogue":
-            y = self._scaled(u, operands[0]) + operands[1].to(u.dtype)[None, :, None, None]
-            return (F.leaky_relu(y, ROW.alpha) * ROW.gain).clamp(-CLAMP, CLAMP)
-        return u
+            return reference_epilogue(u, self._end(*operands))
+        return u + operands[0] if self.tail else u
 
-    def _scaled(self, u: Tensor, scale: Tensor) -> Tensor:
-        return u * scale.to(u.dtype)[:, :, None, None] + (self.noise * self.strength).to(u.dtype)
+    def _end(self, scale: Tensor, b: Tensor) -> Epilogue:
+        return Epilogue(scale, self.noise, b, "lrelu", clamp=CLAMP)
 
     def _stock(self, *inputs: Tensor) -> Tensor:
         x, *operands = inputs
-        return self._followed(stock(x, self.f, self.variant.fir), *operands)
+        y = stock(x, self.f, self.variant.fir)
+        if self.tail == "epilogue":
+            scale, b = operands
+            y = F.leaky_relu(self._scaled(y, scale) + b[:, None, None], ROW.alpha)
+            return (y * ROW.gain).clamp(-CLAMP, CLAMP)
+        return y + operands[0] if self.tail else y
+
+    def _scaled(self, u: Tensor, scale: Tensor) -> Tensor:
+        return u * scale[:, :, None, None] + self.noise.to(u.dtype)
 
     def _peer(self, peer: Peer) -> Function:
         def function(x: Tensor, *operands: Tensor) -> Tensor:
             assert peer.upfirdn2d is not None and peer.bias_act is not None
             u = peer.upfirdn2d(x, self.f, self.variant.fir)
-            if self.tail != "epilogue":
-                return self._followed(u, *operands)
-            scale, b = operands
-            return peer.bias_act(self._scaled(u, scale), b, CLAMP)
+            if self.tail == "epilogue":
+                scale, b = operands
+                return peer.bias_act(self._scaled(u, scale), b, CLAMP)
+            return u + operands[0] if self.tail else u
 
         return function
 
-    def _ours(self, backend: str) -> Function | None:
-        """None: not in one pass."""
-        if self.tail:
-            return self._reference if backend == "reference" else None
-        return lambda x: self.variant.run(upfirdn2d, x, self.f, backend=backend)
+    def _ours(self, backend: str) -> Function:
+        def function(x: Tensor, *operands: Tensor) -> Tensor:
+            if not self.tail:
+                return self.variant.run(upfirdn2d, x, self.f, backend=backend)
+            epilogue = self.tail == "epilogue"
+            end, add = (self._end(*operands), None) if epilogue else (Epilogue(), operands[0])
+            fused = upfirdn2d_epilogue
+            return self.variant.run(fused, x, self.f, end=end, add=add, backend=backend)
+
+        return function
 
     # Who computes it
 
@@ -328,9 +329,7 @@ class Upfirdn2d:
     def _functions(self, names: list[str]) -> Iterator[Provider]:
         yield Provider("stock", self._call(self._stock))
         for name in names:
-            function = self._ours(name)
-            if function is not None:
-                yield Provider(name, self._call(function))
+            yield Provider(name, self._call(self._ours(name)))
         for peer in self.session.peers:
             problem = peer.problem or peer.upfirdn2d_problem
             if problem:
@@ -369,10 +368,8 @@ class Upfirdn2d:
         nhwc = self.case.layout == "nhwc"
         geometry = Geometry(n * h * w, c, 1, h * w) if nhwc else Geometry(n, c, h * w, h * w)
         scale, b = self.inputs[1:]
-        scale, noise, strength = (
-            t.to(self.arithmetic) for t in (scale, self.noise.reshape(n, h * w), self.strength)
-        )
-        tail = Tail(scale, noise, strength.reshape(1), b, ROW.code, ROW.alpha, ROW.gain, CLAMP)
+        scale, noise = (t.to(self.arithmetic) for t in (scale, self.noise.reshape(n, h * w)))
+        tail = Tail(scale, noise, None, b, ROW.code, ROW.alpha, ROW.gain, CLAMP)
 
         def forward(mask: Tensor | None = None) -> Results:
             backend.upfirdn2d_forward(
