@@ -70,7 +70,7 @@ def scipy_upfirdn2d(x: Tensor, variant: Variant) -> Tensor:
 
     fir, f = variant.fir, variant.f.double()
     row, column = (f, f) if f.ndim == 1 else (f.sum(0), f.sum(1))  # of sum 1
-    height, width = fir.output_size(*x.shape[2:], variant.taps)
+    height, width = fir.output_size(x.shape[2], x.shape[3], variant.taps)
     y = x.double().numpy()
     for axis, g, up, down, before, size in (
         (3, row, fir.up_x, fir.down_x, fir.x0, width),

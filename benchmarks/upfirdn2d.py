@@ -66,19 +66,16 @@ def _variant(
     taps: Sequence,
     up: int = 1,
     down: int = 1,
-    padding: int | tuple[int, int, int, int] | None = None,
+    padding: Sequence[int] = (),
     extra: int = 0,
     gain: int = 1,
     flip_filter: bool = False,
 ) -> Variant:
     """Without `padding`, what upsample2d, downsample2d or filter2d makes of padding=`extra`."""
     f = setup_filter(taps)
-    if padding is None:
-        sides = centring(f.shape[-1], up, down) + centring(f.shape[0], up, down)
-        padding = tuple(side + extra for side in sides)  # type: ignore[assignment]
-    elif isinstance(padding, int):
-        padding = (padding,) * 4
-    return Variant(f, Fir(up, up, down, down, *padding, flip_filter, float(gain * up**2)))
+    centres = centring(f.shape[-1], up, down) + centring(f.shape[0], up, down)
+    sides = padding or [centre + extra for centre in centres]
+    return Variant(f, Fir.of((up, up), (down, down), sides, flip_filter, gain * up**2))
 
 
 VARIANTS = {
@@ -87,16 +84,16 @@ VARIANTS = {
     "down2": _variant(BINOMIAL, down=2),
     "up2 12-tap": _variant(SYMLET, up=2),
     "down2 12-tap": _variant(SYMLET, down=2),
-    "after conv": _variant(BINOMIAL, padding=1, gain=4),
-    "before conv": _variant(BINOMIAL, padding=2),
+    "after conv": _variant(BINOMIAL, padding=[1] * 4, gain=4),
+    "before conv": _variant(BINOMIAL, padding=[2] * 4),
     "down2 12-tap crop": _variant(SYMLET, down=2, extra=-6, flip_filter=True),
     "down2 crop": _variant(BINOMIAL, down=2, extra=-1, flip_filter=True),
     "blur 61-tap": _variant(_gaussian(61)),
-    "blur 1x61": _variant([_gaussian(61)], padding=(40, 20, 0, 0)),
-    "up4 47x47": _variant(_cone(47), up=4, padding=23),
+    "blur 1x61": _variant([_gaussian(61)], padding=[40, 20, 0, 0]),
+    "up4 47x47": _variant(_cone(47), up=4, padding=[23] * 4),
     "up4 127x127": _variant(_cone(127), up=4),
 }
-"""PEER_SPEC 1.4.8"""
+"""What the originals' networks, their augmentation, metrics and viewer call."""
 
 
 def split(variant: str) -> tuple[Variant, str]:
@@ -111,12 +108,13 @@ def fir_flops(variant: Variant, shape: tuple[int, ...]) -> int:
     n, c, height, width = shape
     fir, (fw, fh) = variant.fir, variant.taps
     out_height, out_width = fir.output_size(height, width, variant.taps)
-    along_x, along_y = fw / fir.up_x, fh / fir.up_y
     if variant.f.ndim == 2 and torch.linalg.matrix_rank(variant.f) > 1:
-        products = out_height * out_width * along_x * along_y
+        products = out_height * out_width * fw * fh / (fir.up_x * fir.up_y)
     else:
-        # A single tap multiplies nothing that the other axis does not.
-        along_x, along_y = (0 if taps == 1 else taps for taps in (along_x, along_y))
+        # A single tap joins those of the other axis.
+        along_x, along_y = (
+            0 if taps == 1 else taps / up for taps, up in ((fw, fir.up_x), (fh, fir.up_y))
+        )
         x_first = height * out_width * along_x + out_height * out_width * along_y
         y_first = out_height * width * along_y + out_height * out_width * along_x
         products = min(x_first, y_first)
@@ -157,6 +155,7 @@ class Upfirdn2d:
         self.arithmetic = torch.promote_types(self.dtype, torch.float32)
         n, c, h, w = case.shape
         self.out_shape = (n, c, *self.variant.fir.output_size(h, w, self.variant.taps))
+        self.adjoint = self.variant.fir.adjoint(h, w, self.variant.taps)
 
         generator = torch.Generator(session.device).manual_seed(0)
 
@@ -254,9 +253,8 @@ class Upfirdn2d:
 
     def _results(self) -> list[tuple[str, int]]:
         """The names of what a call returns, and how many terms each element sums."""
-        adjoint = self.variant.fir.adjoint(*self.case.shape[2:], self.variant.taps)
         forward = self.variant.terms
-        backward = self.variant._replace(fir=adjoint).terms
+        backward = self.variant._replace(fir=self.adjoint).terms
         pixels = self.out_shape[2] * self.out_shape[3]
         names = {"": ("x",), "epilogue": ("x", "scale", "b"), "add": ("x", "add")}[self.tail]
         terms = {
@@ -347,22 +345,21 @@ class Upfirdn2d:
         x, operands = self.x, self.inputs[1:]
         y = torch.full_like(self.dy, math.nan)
         dx = torch.full_like(x, math.nan)
-        adjoint = fir.adjoint(*self.case.shape[2:], self.variant.taps)
         if self.tail == "epilogue":
-            return self._fused_kernel(backend, f, y, dx, adjoint)
+            return self._fused_kernel(backend, f, y, dx)
 
         def forward() -> Results:
             backend.upfirdn2d_forward(x, f, fir, y, *operands)
             return (y,)
 
         def backward() -> Results:
-            backend.upfirdn2d_forward(self.dy, f, adjoint, dx)
+            backend.upfirdn2d_forward(self.dy, f, self.adjoint, dx)
             return (dx,)
 
         return forward if self.case.mode == "forward" else backward
 
     def _fused_kernel(
-        self, backend: ModuleType, f: Tensor, y: Tensor, dx: Tensor, adjoint: Fir
+        self, backend: ModuleType, f: Tensor, y: Tensor, dx: Tensor
     ) -> Callable[[], Results]:
         n, c, h, w = y.shape
         nhwc = self.case.layout == "nhwc"
@@ -386,7 +383,7 @@ class Upfirdn2d:
 
         def backward() -> Results:
             backend.upfirdn2d_masked(
-                self.dy, mask, dx, db, scale, f, adjoint, geometry, slope, ROW.gain
+                self.dy, mask, dx, db, scale, f, self.adjoint, geometry, slope, ROW.gain
             )
             return dx, db
 

@@ -50,7 +50,8 @@ class Workload(Protocol):
     """PNG files it has written."""
 
     def copy(self) -> Callable[[], object] | None:
-        """`copy_` between existing tensors of the case's shape, the ceiling of what moves data."""
+        """`copy_` between existing tensors, of as many bytes as the op's input and output have: the
+        ceiling of what moves data."""
 
     def copied_bytes(self) -> int: ...
 

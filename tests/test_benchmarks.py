@@ -642,7 +642,7 @@ def test_every_row_carries_its_conditions(quick):
         else:
             assert row.copy_gbyte_s > 0
             assert row.bytes >= (2 * 4 * 512 * 16 if row.op == "bias_act" else 1)
-            assert row.flops > 0
+            assert row.flops > 0 or row.provider == "copy_"
         if row.level != "kernel":
             assert row.peak_bytes > 0 and row.memory_method
     by_provider = {row.provider: row for row in rows if row.mode == "D + R1"}
