@@ -368,7 +368,7 @@ class Masked {
 
   template <int P, class Reach>
   __device__ Input<P> read(int64_t pack, const Reach& reach) const {
-    return {reach.read(dy_, pack), branches_.bits<P>(pack * P)};
+    return {reach.read(dy_, pack), branches_.bits<(P > 1)>(branches_.at(pack * P), 0)};
   }
 
   template <int P, class Operands>

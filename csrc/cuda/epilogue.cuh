@@ -124,8 +124,7 @@ __device__ inline unsigned finish(float (&values)[P], const Act& act, float gain
       bits |= static_cast<unsigned>(values[j] <= 0.0f) << j |
               static_cast<unsigned>(limited && !(fabsf(z[j]) <= clamp)) << (kUnit + j);
     }
-    const float below = z[j] > clamp ? clamp : z[j];
-    values[j] = below < -clamp ? -clamp : below;
+    values[j] = fabsf(z[j]) > clamp ? copysignf(clamp, z[j]) : z[j];
   }
   return bits;
 }
@@ -152,18 +151,27 @@ class Branches {
         negative_factor_(static_cast<float>(e.gain * negative_slope)),
         dead_(factor_ == 0 ? 0xff : 0), negative_dead_(negative_factor_ == 0 ? 0xff : 0) {}
 
-  // The bits of P elements from this one on, which are of one unit. Packs need an aligned mask.
-  template <int P>
-  __device__ unsigned bits(int64_t element) const {
-    if (!mask_) return 0;
-    const int64_t unit = element / kUnit;
+  struct Origin {
+    const uint8_t* mask;
+    int place;
+  };
+  __device__ Origin at(int64_t element) const {
+    return {mask_ ? mask_ + element / kUnit * 2 : nullptr, static_cast<int>(element % kUnit)};
+  }
+
+  // The bits of the elements of a unit from this one on. `aligned`: the mask is, to 2 bytes.
+  template <bool aligned>
+  __device__ unsigned bits(const Origin& origin, int offset) const {
+    if (!origin.mask) return 0;
+    const int place = origin.place + offset;
+    const uint8_t* const unit = origin.mask + place / kUnit * 2;
     unsigned bits;
-    if constexpr (P == 1) {
-      bits = mask_[2 * unit] | mask_[2 * unit + 1] << kUnit;
+    if constexpr (aligned) {
+      bits = *reinterpret_cast<const uint16_t*>(unit);
     } else {
-      bits = reinterpret_cast<const uint16_t*>(mask_)[unit];
+      bits = unit[0] | unit[1] << kUnit;
     }
-    return bits >> element % kUnit;
+    return bits >> place % kUnit;
   }
 
   template <class T, int P>

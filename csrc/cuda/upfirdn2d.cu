@@ -22,12 +22,13 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kStreamThreads = 128;
-constexpr int kStreamBlocks = 5;   // of a multiprocessor, which bounds their registers to 96
 constexpr int kStreamWaves = 4;    // of blocks, as far as strips stay long enough
 constexpr int kShortestStrip = 8;  // rows or pairs of rows
 constexpr int kLongestStrip = 64;
-constexpr int kStreamLoads = 8;    // at least, before a thread waits for any
+constexpr int kStreamBytes = 32;   // new to a thread and its neighbours, read before it waits
 constexpr int kPlaneColumns = 4;   // outputs of a thread side by side
+constexpr int kPackColumns = 2;    // the same, of packs
+constexpr int kPackBytes = 8;      // more would cost registers, so warps
 constexpr int kTileTaps = 256, kTileStage = 4608, kTileMiddle = 7168;  // floats: 47 KiB together
 constexpr int kTileOutputs = 4;    // of a thread, that share taps and inputs
 
@@ -56,8 +57,8 @@ struct Fir {
   __device__ int64_t input(int64_t sample, int64_t channel) const {
     return sample * stride_n + channel * stride_c;
   }
-  __device__ int64_t output(int64_t sample, int64_t channel, int64_t pixel) const {
-    return sample * channels * x.out * y.out + channel * out_c + pixel * out_w;
+  __device__ int64_t output(int64_t sample, int64_t channel, int64_t oy, int64_t ox) const {
+    return sample * channels * x.out * y.out + channel * out_c + (oy * x.out + ox) * out_w;
   }
 
   Axis x, y;
@@ -68,24 +69,26 @@ struct Fir {
   int64_t out_w, out_c;  // strides of the output
 };
 
-// Where u reads: x itself, or d(v) of dy and its mask.
+// Where u reads: x itself, or d(v) of dy and its mask. Loads are relative to an element, within 32
+// bits.
 template <class T>
 class Image {
  public:
   explicit Image(const T* x) : x_(x) {}
 
+  using Origin = const T*;
+  __device__ Origin at(int64_t element) const { return x_ + element; }
+
   template <int P>
-  struct Input {
-    Pack<T, P> x;
-  };
+  using Input = Pack<T, P>;
   template <int P>
-  __device__ Input<P> read(int64_t element) const {
-    return {Pack<T, P>::load(x_ + element)};
+  __device__ Input<P> read(Origin origin, int offset) const {
+    return Pack<T, P>::load(origin + offset);
   }
   template <int P>
   __device__ void value(const Input<P>& in, float (&out)[P]) const {
 #pragma unroll
-    for (int j = 0; j < P; ++j) out[j] = in.x[j];
+    for (int j = 0; j < P; ++j) out[j] = in[j];
   }
 
  private:
@@ -97,14 +100,20 @@ class Derivative {
  public:
   Derivative(const Branches& branches, const T* dy) : branches_(branches), dy_(dy) {}
 
+  struct Origin {
+    const T* dy;
+    Branches::Origin mask;
+  };
+  __device__ Origin at(int64_t element) const { return {dy_ + element, branches_.at(element)}; }
+
   template <int P>
   struct Input {
     Pack<T, P> dy;
     unsigned bits;
   };
   template <int P>
-  __device__ Input<P> read(int64_t element) const {
-    return {Pack<T, P>::load(dy_ + element), branches_.bits<P>(element)};
+  __device__ Input<P> read(const Origin& origin, int offset) const {
+    return {Pack<T, P>::load(origin.dy + offset), branches_.bits<true>(origin.mask, offset)};
   }
   template <int P>
   __device__ void value(const Input<P>& in, float (&out)[P]) const {
@@ -116,9 +125,18 @@ class Derivative {
   const T* dy_;
 };
 
+// Of a multiprocessor, which bounds their registers to 96; packs with their mask need more where
+// there are two rows of them.
+template <class Source, int down>
+constexpr int stream_blocks = 5;
+template <class T>
+constexpr int stream_blocks<Derivative<T>, 2> = 4;
+
 // Where N values go: the elements `stride` apart from this one on, of which there are `count`.
 struct Place {
-  int64_t element, pixel;  // in the output, in the image
+  int64_t element;  // in the output
+  int64_t row;      // in the image
+  int64_t column;
   int count;
   int64_t stride;
   bool packed;  // and aligned
@@ -129,20 +147,21 @@ class Output {
  public:
   Output(T* y, const T* add) : y_(y), add_(add) {}
 
-  template <int N>
+  template <bool whole, int N>
   __device__ void write(float (&values)[N], const Place& place) const {
-    if (place.packed && place.count == N) {
+    if (whole ? place.count == N : place.packed && place.count == N) {
       if (add_) {
         const auto add = Pack<T, N>::load(add_ + place.element);
 #pragma unroll
         for (int j = 0; j < N; ++j) values[j] += add[j];
       }
       Pack<T, N>::rounded(values).store(y_ + place.element);
-    } else {
+    } else if constexpr (!whole) {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
+        if (j >= place.count) break;
         const int64_t element = place.element + j * place.stride;
-        if (j < place.count) round_to(values[j] + (add_ ? to_float(add_[element]) : 0.0f), y_[element]);
+        round_to(add_ ? values[j] + to_float(add_[element]) : values[j], y_[element]);
       }
     }
   }
@@ -166,7 +185,7 @@ class Plain {
   }
   template <int P, int N>
   __device__ void finish(const Channels<P>&, float (&values)[N], const Place& place) const {
-    output_.write(values, place);
+    output_.template write<(P > 1)>(values, place);
   }
 
  private:
@@ -196,7 +215,7 @@ class Scaled {
   __device__ void finish(const Channels<P>& local, float (&values)[N], const Place& place) const {
 #pragma unroll
     for (int j = 0; j < N; ++j) values[j] *= local.scale[P == 1 ? 0 : j];
-    output_.write(values, place);
+    output_.template write<(P > 1)>(values, place);
   }
 
  private:
@@ -208,8 +227,8 @@ class Scaled {
 template <class T, class Act>
 class Fused {
  public:
-  Fused(const Output<T>& output, const Epilogue& e, const Act& act, uint8_t* mask)
-      : output_(output), parts_(e, e.geometry), act_(act), gain_(static_cast<float>(e.gain)),
+  Fused(const Output<T>& output, const Epilogue& e, const Act& act, uint8_t* mask, int64_t width)
+      : output_(output), width_(width), parts_(e, e.geometry), act_(act), gain_(static_cast<float>(e.gain)),
         clamp_(static_cast<float>(e.clamp)), mask_(mask) {}
 
   template <int P>
@@ -240,20 +259,22 @@ class Fused {
       values[j] = local.scale[channel] * values[j] + local.bias[channel];
     }
     if (local.noise) {
+      const float* const pixel = local.noise + place.row * width_ + place.column;
       float noise = 0.0f;
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        if ((P == 1 || j == 0) && j < place.count) noise = local.noise[place.pixel + j];
+        if ((P == 1 || j == 0) && j < place.count) noise = pixel[j];
         values[j] += local.strength * noise;
       }
     }
     const unsigned bits = cuda::finish(values, act_, gain_, clamp_, mask_ != nullptr);
     if (mask_) write_mask<N>(mask_, place.element, place.count ? bits : 0, place.count > 0);
-    output_.write(values, place);
+    output_.template write<(P > 1)>(values, place);
   }
 
  private:
   Output<T> output_;
+  int64_t width_;  // of the image
   Parts<T> parts_;
   Act act_;
   float gain_, clamp_;
@@ -295,7 +316,8 @@ __device__ inline void gather(const Fir& fir, const Ups& ups, const Source& sour
     for (int64_t kx = rx.tap; kx < fir.x.taps && i < fir.x.in; kx += fir.x.up, ++i) {
       const float tap = fir.separable ? fir.tap(kx) : fir.tap(ky, kx);
       float value[P];
-      source.value(source.template read<P>(from + j * fir.stride_h + i * fir.stride_w), value);
+      const auto origin = source.at(from + j * fir.stride_h + i * fir.stride_w);
+      source.value(source.template read<P>(origin, 0), value);
 #pragma unroll
       for (int p = 0; p < P; ++p) row[p] += tap * value[p];
     }
@@ -363,16 +385,19 @@ struct Factors {
   bool exact;
 };
 
-// P > 1: packs of P channels, dense and aligned in input and output, one group along x.
-// P = 1: one channel and kPlaneColumns outputs along x; any strides.
+// P > 1: packs of P channels, dense and aligned in input and output. P = 1: one channel, any
+// strides; where the tensor is NCHW and aligned, results leave in packs of columns.
 template <class T, class Shape, int P, class Source, class Tail>
-__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
+__global__ void __launch_bounds__(kStreamThreads, stream_blocks<Source, Shape::down>)
     stream_kernel(const Fir fir, const Stream plan, const Source source, const Tail tail) {
   constexpr bool planes = P == 1;
   constexpr int U = Shape::up, D = Shape::down, G = Shape::groups;
-  constexpr int columns = planes ? kPlaneColumns + U - 1 : U;  // whole groups, as far as needed
+  constexpr int width = planes ? kPlaneColumns : kPackColumns;
+  constexpr int columns = planes ? width + U - 1 : width;  // of whole groups, as far as needed
   constexpr int reads = (columns - 1) / U * D + G * D;
-  constexpr int steps = D * reads < kStreamLoads ? kStreamLoads / (D * reads) : 1;
+  constexpr int step_bytes = D * (width * D / U) * P * static_cast<int>(sizeof(T));
+  constexpr int wanted = (kStreamBytes + step_bytes - 1) / step_bytes;
+  constexpr int steps = wanted < 4 / U ? wanted : 4 / U;
   using Input = typename Source::template Input<P>;
 
   int64_t rest = static_cast<int64_t>(blockIdx.x) * kStreamThreads + threadIdx.x;
@@ -389,9 +414,11 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
   const bool is_on = sample < fir.samples;
 
   // The outputs of a thread begin at the first column of its groups, save those of whole packs.
-  const int ox = column * (planes ? kPlaneColumns : U) + plan.x.origin;
-  const int first = plan.x.base + column * (planes ? kPlaneColumns / U : 1) * D;
-  const int64_t from = fir.input(sample, channel) + first * fir.stride_w;
+  const int ox = column * width + plan.x.origin;
+  const int first = plan.x.base + column * (width / U) * D;
+  const int first_row = plan.y.base + first_group * D;
+  int64_t from = fir.input(sample, channel) + first * fir.stride_w + first_row * fir.stride_h;
+  const int stride = static_cast<int>(fir.stride_w);
   unsigned inside = 0;
 #pragma unroll
   for (int i = 0; i < reads; ++i) {
@@ -399,45 +426,45 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
   }
   const auto local = tail.template channels<P>(sample, channel, is_on);
 
-  const auto write = [&](int oy, const float (&row)[columns][P]) {
-    const bool has_row = is_on && oy >= 0 && oy < plan.y.out;
-    if constexpr (planes) {
-      const int shift = -plan.x.origin, begin = ox + shift;
-      float values[kPlaneColumns];
+  const int shift = planes && U > 1 ? -plan.x.origin : 0;
+  const int64_t row_stride = plan.x.out * fir.out_w;
+  unsigned outputs = 0;
 #pragma unroll
-      for (int j = 0; j < kPlaneColumns; ++j) {
-        values[j] = U > 1 && shift ? row[(j + U - 1)][0] : row[j][0];
-      }
-      const int64_t pixel = static_cast<int64_t>(oy) * plan.x.out + begin;
-      tail.template finish<P>(local, values,
-                              {fir.output(sample, channel, pixel), pixel,
-                               has_row ? min(kPlaneColumns, plan.x.out - begin) : 0, fir.out_w,
-                               plan.packed});
+  for (int c = 0; c < width; ++c) {
+    const int column = ox + shift + c;
+    outputs |= static_cast<unsigned>(is_on && column >= 0 && column < plan.x.out) << c;
+  }
+  // `element`: where the first of the thread's columns goes in this row.
+  const auto write = [&](int64_t element, int oy, bool has_row, const float (&row)[columns][P]) {
+    const unsigned exists = has_row && oy >= 0 && oy < plan.y.out ? outputs : 0;
+    if constexpr (planes) {
+      float values[width];
+#pragma unroll
+      for (int j = 0; j < width; ++j) values[j] = shift ? row[j + U - 1][0] : row[j][0];
+      tail.template finish<P>(local, values, {element, oy, ox + shift, __popc(exists), fir.out_w,
+                                              plan.packed});
     } else {
 #pragma unroll
-      for (int u = 0; u < U; ++u) {
-        const int64_t pixel = static_cast<int64_t>(oy) * plan.x.out + ox + u;
-        const bool has_column = ox + u >= 0 && ox + u < plan.x.out;
+      for (int c = 0; c < columns; ++c) {
         float values[P];
 #pragma unroll
-        for (int p = 0; p < P; ++p) values[p] = row[u][p];
-        tail.template finish<P>(local, values,
-                                {fir.output(sample, channel, pixel), pixel,
-                                 has_row && has_column ? P : 0, 1, true});
+        for (int p = 0; p < P; ++p) values[p] = row[c][p];
+        tail.template finish<P>(local, values, {element + c * fir.out_w, oy, ox + c,
+                                                exists >> c & 1 ? P : 0, 1, true});
       }
     }
   };
+  int oy = plan.y.origin + first_group * U;
+  int64_t to = fir.output(sample, channel, oy, ox + shift);
 
   const Factors<Shape::taps> factors(fir);
   if (!factors.exact) {
-    for (int row = 0; row < plan.strip * U; ++row) {
-      const int oy = plan.y.origin + first_group * U + row;
-      const bool has_row = is_on && first_group * U + row < end_group * U && oy >= 0 && oy < plan.y.out;
+    for (const int end = plan.y.origin + end_group * U; oy < end; ++oy, to += row_stride) {
       float values[columns][P] = {};
 #pragma unroll 1
       for (int i = 0; i < columns; ++i) {
         float value[P];
-        if (has_row && ox + i >= 0 && ox + i < plan.x.out) {
+        if (is_on && oy >= 0 && oy < plan.y.out && ox + i >= 0 && ox + i < plan.x.out) {
           gather(fir, plan.ups, source, fir.input(sample, channel), ox + i, oy, value);
         }
 #pragma unroll
@@ -446,27 +473,35 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
           for (int p = 0; p < P; ++p) values[k][p] = k == i ? value[p] : values[k][p];
         }
       }
-      write(has_row ? oy : -1, values);
+      write(to, oy, true, values);
     }
     return;
   }
 
-  // Partial sums of the G - 1 groups of rows that are not complete yet, oldest first.
-  float sums[G - 1][U][columns][P] = {};
+  // Where up = 1: partial sums of the G - 1 rows that are not complete yet, oldest first. Else the
+  // last G - 1 rows of the input, filtered along x; they are fewer.
+  float kept[G - 1][columns][P] = {};
   for (int step = 0; step < plan.strip + G - 1; step += steps) {
     Input in[steps][D][reads];
 #pragma unroll
     for (int s = 0; s < steps; ++s) {
 #pragma unroll
       for (int d = 0; d < D; ++d) {
-        const int row = plan.y.base + (first_group + step + s) * D + d;
-        const bool has_row = row >= 0 && row < plan.y.in;
+        const int row = first_row + (step + s) * D + d;
+        const unsigned exists = row >= 0 && row < plan.y.in ? inside : 0;
+        const auto origin = source.at(from);
+        from += fir.stride_h;
+        const auto load = [&](int step) {
 #pragma unroll
-        for (int i = 0; i < reads; ++i) {
-          in[s][d][i] = {};
-          if (has_row && inside >> i & 1) {
-            in[s][d][i] = source.template read<P>(from + row * fir.stride_h + i * fir.stride_w);
+          for (int i = 0; i < reads; ++i) {
+            in[s][d][i] = {};
+            if (exists >> i & 1) in[s][d][i] = source.template read<P>(origin, i * step);
           }
+        };
+        if (planes && stride == 1) {
+          load(1);
+        } else {
+          load(stride);
         }
       }
     }
@@ -489,32 +524,36 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
           }
         }
       }
-      const int group = first_group + step + s - (G - 1);
+      float done[U][columns][P] = {};
 #pragma unroll
-      for (int u = 0; u < U; ++u) {
-        float done[columns][P];
+      for (int c = 0; c < columns; ++c) {
 #pragma unroll
-        for (int g = 0; g < G; ++g) {
+        for (int p = 0; p < P; ++p) {
 #pragma unroll
-          for (int c = 0; c < columns; ++c) {
-#pragma unroll
-            for (int p = 0; p < P; ++p) {
-              float sum = g < G - 1 ? sums[g][u][c][p] : 0.0f;
+          for (int g = 0; g < G; ++g) {
+            if constexpr (U == 1) {
+              float sum = g < G - 1 ? kept[g % (G - 1)][c][p] : 0.0f;
 #pragma unroll
               for (int d = 0; d < D; ++d) {
-                sum += factors.y[Shape::tap(u, (G - 1 - g) * D + d)] * rows[d][c][p];
+                sum += factors.y[Shape::tap(0, (G - 1 - g) * D + d)] * rows[d][c][p];
               }
-              if (g == 0) {
-                done[c][p] = sum;
-              } else {
-                sums[g - 1][u][c][p] = sum;
-              }
+              (g == 0 ? done[0] : kept[(g + G - 2) % (G - 1)])[c][p] = sum;
+            } else {
+              const float value = g < G - 1 ? kept[g % (G - 1)][c][p] : rows[0][c][p];
+#pragma unroll
+              for (int u = 0; u < U; ++u) done[u][c][p] += factors.y[Shape::tap(u, g)] * value;
+              if (g > 0) kept[g - 1][c][p] = value;
             }
           }
         }
-        if (step + s >= G - 1) {
-          write(group < end_group ? plan.y.origin + group * U + u : -1, done);
-        }
+      }
+      if (step + s < G - 1) continue;
+      const bool has_group = first_group + step + s - (G - 1) < end_group;
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        write(to, oy, has_group, done[u]);
+        to += row_stride;
+        ++oy;
       }
     }
   }
@@ -610,7 +649,7 @@ __global__ void __launch_bounds__(kThreads)
           column < fir.x.in) {
         const int64_t element =
             fir.input(sample, channel) + row * fir.stride_h + column * fir.stride_w;
-        source.value(source.template read<1>(element), value);
+        source.value(source.template read<1>(source.at(element), 0), value);
       }
       stage[i] = value[0];
     }
@@ -649,10 +688,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       const int64_t oy = tile_y * plan.y.out() + phase_index + (index * R + r) * plan.y.phases;
-      const int64_t pixel = oy * fir.x.out + ox;
       float value[1] = {fir.gain * values[r]};
       tail.template finish<1>(local, value,
-                              {fir.output(sample, channel, pixel), pixel,
+                              {fir.output(sample, channel, oy, ox), oy, ox,
                                is_on && oy < fir.y.out, 1, false});
     }
   }
@@ -681,7 +719,7 @@ __global__ void __launch_bounds__(kThreads)
   float value[1] = {0.0f};
   if (is_on) gather(fir, plan.ups, source, fir.input(sample, channel), ox, oy, value);
   const auto local = tail.template channels<1>(sample, channel, is_on);
-  tail.template finish<1>(local, value, {element, oy * fir.x.out + ox, is_on, 1, false});
+  tail.template finish<1>(local, value, {element, oy, ox, is_on, 1, false});
 }
 
 unsigned blocks_of(int64_t threads, int block) {
@@ -694,35 +732,36 @@ unsigned blocks_of(int64_t threads, int block) {
 
 template <class T, class Source, class Tail>
 class Launcher {
-  static constexpr int kPack = 16 / sizeof(T);
+  static constexpr bool kCurved = std::is_same_v<Tail, Fused<T, AnyCurved>>;
 
  public:
-  // `aligned`: the buffers but the input are, and have whole packs.
   Launcher(const Upfirdn2d& p, const Source& source, const Tail& tail, void* stream)
       : p_(p), fir_(p), source_(source), tail_(tail), stream_(stream) {}
 
   void run(bool aligned_input, bool aligned_output, bool with_mask) {
     const Axis &x = fir_.x, &y = fir_.y;
     constexpr int64_t far = 1 << 28;
-    const bool near = std::max({x.in, x.out, std::abs(x.pad), y.in, y.out, std::abs(y.pad)}) < far;
+    const bool near = std::max({x.in, x.out, std::abs(x.pad), y.in, y.out, std::abs(y.pad)}) < far &&
+                      p_.stride_w < (1 << 26);
     const bool regular = near && x.up == y.up && x.down == y.down && x.taps == y.taps;
     const auto is = [&](int up, int down, int taps) {
       return regular && x.up == up && x.down == down && x.taps == taps;
     };
     aligned_input_ = aligned_input;
     aligned_output_ = aligned_output;
-    if (is(1, 1, 4) && stream<Shape<1, 1, 4>>(with_mask)) return;
-    if (is(2, 1, 4) && stream<Shape<2, 1, 2>>(with_mask)) return;
-    if (is(1, 2, 4) && stream<Shape<1, 2, 2>>(with_mask)) return;
+    if constexpr (!kCurved) {  // that is rare, and its kernels are slow to compile
+      if (is(1, 1, 4) && stream<Shape<1, 1, 4>>(with_mask)) return;
+      if (is(2, 1, 4) && stream<Shape<2, 1, 2>>(with_mask)) return;
+      if (is(1, 2, 4) && stream<Shape<1, 2, 2>>(with_mask)) return;
+    }
     if constexpr (std::is_same_v<Source, Image<T>> && std::is_same_v<Tail, Plain<T>>) {
       if (fir_.separable && is(2, 1, 12)) return stream_planes<Shape<2, 1, 6>>();
       if (fir_.separable && is(1, 2, 12)) return stream_planes<Shape<1, 2, 6>>();
     }
-    if (near && fir_.separable && x.taps > 4) {
-      if (p_.channels_last && p_.channels >= kUnit) {
-        if (tile<kUnit>()) return;
-      } else if (tile<1>()) {
-        return;
+    if constexpr (!kCurved) {
+      if (near && fir_.separable && x.taps > 4) {
+        const bool has_units = p_.channels_last && p_.channels >= kUnit;
+        if (has_units ? tile<kUnit>() : tile<1>()) return;
       }
     }
     direct();
@@ -731,11 +770,13 @@ class Launcher {
  private:
   template <class Shape>
   bool stream(bool with_mask) {
+    constexpr int kPack = kPackBytes / sizeof(T);
     const bool packs = aligned_input_ && aligned_output_ && p_.channels_last && p_.stride_c == 1 &&
                        (p_.stride_n | p_.stride_h | p_.stride_w) % kPack == 0 &&
                        p_.channels % (with_mask ? kUnit : kPack) == 0;
     if (packs) {
-      stream<Shape, kPack>(ceil_divide(p_.channels, kPack), Frame(fir_.x).groups, false);
+      const Frame x(fir_.x);
+      stream<Shape, kPack>(p_.channels / kPack, ceil_divide(x.out - x.origin, kPackColumns), false);
       return true;
     }
     if (with_mask && p_.channels_last) return false;
@@ -757,8 +798,8 @@ class Launcher {
   void stream(int64_t inner, int64_t outer, bool columns_first) {
     const Frame x(fir_.x), y(fir_.y);
     const int64_t columns = inner * outer * p_.samples;
-    const int64_t wanted =
-        static_cast<int64_t>(multiprocessors()) * kStreamThreads * kStreamBlocks * kStreamWaves;
+    const int64_t wanted = static_cast<int64_t>(multiprocessors()) * kStreamThreads *
+                           stream_blocks<Source, Shape::down> * kStreamWaves;
     const int64_t longest = std::clamp<int64_t>(ceil_divide(columns * y.groups, wanted),
                                                 kShortestStrip, kLongestStrip);
     const int64_t strips = ceil_divide(y.groups, longest);
@@ -848,7 +889,7 @@ void upfirdn2d_forward(const Upfirdn2d& p, const Epilogue* epilogue, const void*
     };
     if (!epilogue) return run(Plain<T>(output));
     with_functor(*epilogue, [&](const auto& act) {
-      run(Fused<T, std::decay_t<decltype(act)>>(output, *epilogue, act, mask));
+      run(Fused<T, std::decay_t<decltype(act)>>(output, *epilogue, act, mask, p.out_width));
     });
   });
 }
