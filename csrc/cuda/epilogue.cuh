@@ -134,7 +134,7 @@ __device__ inline unsigned finish(float (&values)[P], const Act& act, float gain
 template <int P>
 __device__ inline void write_mask(uint8_t* mask, int64_t element, unsigned bits, bool is_on) {
   if constexpr (P < kUnit) {
-    bits <<= element % kUnit;
+    bits <<= static_cast<unsigned>(element) % kUnit;
 #pragma unroll
     for (int lanes = 1; lanes * P < kUnit; lanes *= 2) bits |= __shfl_xor_sync(~0u, bits, lanes);
   }

@@ -356,7 +356,6 @@ struct Stream {
   bool columns_first, packed;
   Divider inner, outer, strips;
   int strip;  // groups of rows
-  Ups ups;
 };
 
 // The filter along x and along y. A filter of two dimensions may be a product; `exact` is whether it
@@ -458,22 +457,31 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks<Source, Shape::d
   int64_t to = fir.output(sample, channel, oy, ox + shift);
 
   const Factors<Shape::taps> factors(fir);
-  if (!factors.exact) {
-    for (const int end = plan.y.origin + end_group * U; oy < end; ++oy, to += row_stride) {
+  if (!factors.exact) {  // tap by tap
+    for (int row = 0; row < plan.strip * U; ++row, ++oy, to += row_stride) {
       float values[columns][P] = {};
 #pragma unroll 1
-      for (int i = 0; i < columns; ++i) {
-        float value[P];
-        if (is_on && oy >= 0 && oy < plan.y.out && ox + i >= 0 && ox + i < plan.x.out) {
-          gather(fir, plan.ups, source, fir.input(sample, channel), ox + i, oy, value);
+      for (int c = 0; c < columns; ++c) {
+        float sum[P] = {};
+#pragma unroll 1
+        for (int k = 0; k < G * D * G * D; ++k) {
+          const int j = k / (G * D), i = k % (G * D), in_row = first_row + row / U * D + j;
+          const int place = c / U * D + i;
+          if (in_row < 0 || in_row >= plan.y.in || !(inside >> place & 1)) continue;
+          const auto origin = source.at(from + (row / U * D + j) * fir.stride_h);
+          const float tap = fir.gain * fir.tap(Shape::tap(row % U, j), Shape::tap(c % U, i));
+          float value[P];
+          source.value(source.template read<P>(origin, place * stride), value);
+#pragma unroll
+          for (int p = 0; p < P; ++p) sum[p] += tap * value[p];
         }
 #pragma unroll
         for (int k = 0; k < columns; ++k) {
 #pragma unroll
-          for (int p = 0; p < P; ++p) values[k][p] = k == i ? value[p] : values[k][p];
+          for (int p = 0; p < P; ++p) values[k][p] = k == c ? sum[p] : values[k][p];
         }
       }
-      write(to, oy, true, values);
+      write(to, oy, row < (end_group - first_group) * U, values);
     }
     return;
   }
@@ -805,7 +813,7 @@ class Launcher {
     const int64_t strips = ceil_divide(y.groups, longest);
     const bool packed = columns_first && aligned_output_ && p_.out_width % kPlaneColumns == 0;
     const Stream plan = {x, y, columns_first, packed, Divider(inner), Divider(outer),
-                         Divider(strips), static_cast<int>(ceil_divide(y.groups, strips)), ups()};
+                         Divider(strips), static_cast<int>(ceil_divide(y.groups, strips))};
     launch(stream_kernel<T, Shape, P, Source, Tail>,
            dim3(blocks_of(columns * strips, kStreamThreads)), kStreamThreads, stream_, fir_, plan,
            source_, tail_);
