@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 # How many kernels each source has; every one of them runs on the CPU below.
-KERNELS = {"epilogue": 61, "upfirdn2d": 90}
+KERNELS = {"epilogue": 61, "upfirdn2d": 66}
 SUMS = 13  # of the epilogue's kernels, upfirdn2d launches those that only add up d(v)
 HARNESS = ROOT / "tests" / "cuda_on_cpu"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
@@ -56,8 +56,7 @@ class Kernel(NamedTuple):
     def most_registers(self) -> int:
         """What leaves room for as many threads on a multiprocessor as the launch bounds ask for."""
         if self.name.startswith("stream_kernel"):
-            packs_with_masks = re.search(r"Shape<1, 2, 2>, .*Derivative", self.name)
-            threads = 128 * (4 if packs_with_masks else 5)
+            threads = 128 * 5
         else:
             threads = 256 * (3 if "Curved" in self.name and ", 8, " in self.name else 4)
         return REGISTER_FILE // threads
@@ -176,13 +175,13 @@ def test_kernels_move_16_bytes(sass):
 def test_streams_move_packs(sass, values, shape):
     """NHWC moves 8 bytes at a time, NCHW stores 4 columns at a time."""
     packs = [code for name, code in sass.items() if f"stream_kernel<{values.format(shape)}," in name]
-    assert len(packs) == 3
+    assert len(packs) == (3 if shape == "Shape<1, 1, 4>" else 1)
     for code in packs:
         text = "\n".join(instruction for _, instruction in code)
         assert re.search(r"\bLDG\.E\.64", text) and re.search(r"\bSTG\.E\.64", text)
     kind = values.split(",")[0]
     planes = [code for name, code in sass.items() if f"stream_kernel<{kind}, {shape}, 1," in name]
-    assert len(planes) == 3
+    assert len(planes) == len(packs)
     store = "STG.E.128" if kind == "float" else "STG.E.64"
     for code in planes:
         assert any(store in instruction for _, instruction in code)
@@ -222,7 +221,7 @@ def test_loops_divide_no_integers(sass):
 
 def test_filter_loops_divide_no_integers(sass):
     kernels = {name: code for name, code in sass.items() if re.match("stream_|direct_", name)}
-    assert len(kernels) == 72
+    assert len(kernels) == 48
     for name, code in kernels.items():
         body = max(loops(code), key=lambda body: count("FFMA", body))
         assert count("FFMA", body) and count("LDG", body), f"{name}: this is not the main loop"

@@ -22,6 +22,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kStreamThreads = 128;
+constexpr int kStreamBlocks = 5;   // of a multiprocessor, which bounds their registers to 96
 constexpr int kStreamWaves = 4;    // of blocks, as far as strips stay long enough
 constexpr int kShortestStrip = 8;  // rows or pairs of rows
 constexpr int kLongestStrip = 64;
@@ -124,13 +125,6 @@ class Derivative {
   Branches branches_;
   const T* dy_;
 };
-
-// Of a multiprocessor, which bounds their registers to 96; packs with their mask need more where
-// there are two rows of them.
-template <class Source, int down>
-constexpr int stream_blocks = 5;
-template <class T>
-constexpr int stream_blocks<Derivative<T>, 2> = 4;
 
 // Where N values go: the elements `stride` apart from this one on, of which there are `count`.
 struct Place {
@@ -387,7 +381,7 @@ struct Factors {
 // P > 1: packs of P channels, dense and aligned in input and output. P = 1: one channel, any
 // strides; where the tensor is NCHW and aligned, results leave in packs of columns.
 template <class T, class Shape, int P, class Source, class Tail>
-__global__ void __launch_bounds__(kStreamThreads, stream_blocks<Source, Shape::down>)
+__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
     stream_kernel(const Fir fir, const Stream plan, const Source source, const Tail tail) {
   constexpr bool planes = P == 1;
   constexpr int U = Shape::up, D = Shape::down, G = Shape::groups;
@@ -757,12 +751,14 @@ class Launcher {
     };
     aligned_input_ = aligned_input;
     aligned_output_ = aligned_output;
-    if constexpr (!kCurved) {  // that is rare, and its kernels are slow to compile
+    // No network resamples in front of an activation, or has a curved one behind a filter: those
+    // are spared the longest kernels to compile.
+    if constexpr (!kCurved) {
       if (is(1, 1, 4) && stream<Shape<1, 1, 4>>(with_mask)) return;
-      if (is(2, 1, 4) && stream<Shape<2, 1, 2>>(with_mask)) return;
-      if (is(1, 2, 4) && stream<Shape<1, 2, 2>>(with_mask)) return;
     }
-    if constexpr (std::is_same_v<Source, Image<T>> && std::is_same_v<Tail, Plain<T>>) {
+    if constexpr (std::is_same_v<Tail, Plain<T>>) {
+      if (is(2, 1, 4) && stream<Shape<2, 1, 2>>(false)) return;
+      if (is(1, 2, 4) && stream<Shape<1, 2, 2>>(false)) return;
       if (fir_.separable && is(2, 1, 12)) return stream_planes<Shape<2, 1, 6>>();
       if (fir_.separable && is(1, 2, 12)) return stream_planes<Shape<1, 2, 6>>();
     }
@@ -806,8 +802,8 @@ class Launcher {
   void stream(int64_t inner, int64_t outer, bool columns_first) {
     const Frame x(fir_.x), y(fir_.y);
     const int64_t columns = inner * outer * p_.samples;
-    const int64_t wanted = static_cast<int64_t>(multiprocessors()) * kStreamThreads *
-                           stream_blocks<Source, Shape::down> * kStreamWaves;
+    const int64_t wanted =
+        static_cast<int64_t>(multiprocessors()) * kStreamThreads * kStreamBlocks * kStreamWaves;
     const int64_t longest = std::clamp<int64_t>(ceil_divide(columns * y.groups, wanted),
                                                 kShortestStrip, kLongestStrip);
     const int64_t strips = ceil_divide(y.groups, longest);
@@ -906,7 +902,11 @@ void upfirdn2d_masked(const Upfirdn2d& p, const Epilogue& epilogue, double negat
                       const void* dy, const uint8_t* mask, void* dx, void* sum, void* workspace,
                       void* stream) {
   check_mask(mask, epilogue.geometry.inner == 1 ? p.channels : p.in_width);
-  if (sum) epilogue_masked(epilogue, negative_slope, dy, mask, nullptr, sum, workspace, stream);
+  if (sum) {
+    Epilogue unscaled = epilogue;
+    unscaled.scale = nullptr;
+    epilogue_masked(unscaled, negative_slope, dy, mask, nullptr, sum, workspace, stream);
+  }
   with_dtype(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (is_empty(p)) return;
