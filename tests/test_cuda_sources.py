@@ -174,7 +174,9 @@ def test_kernels_move_16_bytes(sass):
 @pytest.mark.parametrize("shape", ["Shape<1, 1, 4>", "Shape<2, 1, 2>", "Shape<1, 2, 2>"])
 def test_streams_move_packs(sass, values, shape):
     """NHWC moves 8 bytes at a time, NCHW stores 4 columns at a time."""
-    packs = [code for name, code in sass.items() if f"stream_kernel<{values.format(shape)}," in name]
+    packs = [
+        code for name, code in sass.items() if f"stream_kernel<{values.format(shape)}," in name
+    ]
     assert len(packs) == (3 if shape == "Shape<1, 1, 4>" else 1)
     for code in packs:
         text = "\n".join(instruction for _, instruction in code)

@@ -446,6 +446,7 @@ __device__ inline void tree_sum(float (&entries)[N][kThreads], int place, int co
 template <class Map, Layout layout>
 constexpr int unroll = layout == Layout::ragged ? Map::kUnroll / 2 : Map::kUnroll;
 
+// Without dx it only adds up, for upfirdn2d_masked.
 template <class T, int P, Layout layout, bool with_sum, class Map>
 __global__ void __launch_bounds__(kThreads, Map::kResident)
     derivative_kernel(const Plan plan, const Parts<T> parts, const Map map, int64_t numel, T* dx,
@@ -570,7 +571,8 @@ void forward(const Epilogue& e, const Act& act, const T* x, T* y, uint8_t* mask,
       constexpr Layout layout = decltype(constant)::value;
       const Plan plan = make_plan(g, P, layout == Layout::planes, Act::kUnroll, blocks);
       const auto run = [&](auto kernel) {
-        launch(kernel, plan.grid(), kThreads, stream, plan, parts, act, gain, clamp, numel, x, y, mask);
+        launch(kernel, plan.grid(), kThreads, stream, plan, parts, act, gain, clamp, numel, x, y,
+               mask);
       };
       if constexpr (layout == Layout::ragged) {
         run(forward_kernel<T, P, layout, false, Act>);
@@ -596,8 +598,8 @@ void derivative(const Geometry& g, const Parts<T>& parts, const Map& map, T* dx,
                               most_blocks(Map::kResident, planes, sum));
   const int64_t rows = plan.slices * plan.sums / g.channels;
   const bool has_stages = sum && rows > 1;
-  launch(derivative_kernel<T, P, layout, with_sum, Map>, plan.grid(), kThreads, stream, plan, parts, map,
-         g.numel(), dx, has_stages ? workspace : sum);
+  launch(derivative_kernel<T, P, layout, with_sum, Map>, plan.grid(), kThreads, stream, plan,
+         parts, map, g.numel(), dx, has_stages ? workspace : sum);
   if (has_stages) {
     const dim3 grid(static_cast<unsigned>(ceil_divide(g.channels, kSumChannels)));
     launch(sum_kernel, grid, kThreads, stream, workspace, rows, g.channels, sum);

@@ -31,6 +31,7 @@ constexpr int kPlaneColumns = 4;   // outputs of a thread side by side
 constexpr int kPackColumns = 2;    // the same, of packs
 constexpr int kPackBytes = 8;      // more would cost registers, so warps
 constexpr int kTileTaps = 256, kTileStage = 4608, kTileMiddle = 7168;  // floats: 47 KiB together
+constexpr int kTileFactor = 64;    // of up and down, at most
 constexpr int kTileOutputs = 4;    // of a thread, that share taps and inputs
 
 struct Axis {
@@ -222,8 +223,8 @@ template <class T, class Act>
 class Fused {
  public:
   Fused(const Output<T>& output, const Epilogue& e, const Act& act, uint8_t* mask, int64_t width)
-      : output_(output), width_(width), parts_(e, e.geometry), act_(act), gain_(static_cast<float>(e.gain)),
-        clamp_(static_cast<float>(e.clamp)), mask_(mask) {}
+      : output_(output), width_(width), parts_(e, e.geometry), act_(act),
+        gain_(static_cast<float>(e.gain)), clamp_(static_cast<float>(e.clamp)), mask_(mask) {}
 
   template <int P>
   struct Channels {
@@ -275,7 +276,7 @@ class Fused {
   uint8_t* mask_;
 };
 
-// The inputs of an output along an axis: `first` and what follows, under every up-th tap from `tap`.
+// The inputs of an output along an axis: from `first` on, under every up-th tap from `tap` on.
 struct Reads {
   // Of output o, where `up` divides by axis.up.
   __device__ Reads(const Axis& axis, const Divider& up, int64_t o) {
@@ -323,8 +324,8 @@ __device__ inline void gather(const Fir& fir, const Ups& ups, const Source& sour
   for (int p = 0; p < P; ++p) out[p] = fir.gain * total[p];
 }
 
-// Filters of groups * up * down taps, where up or down is 1. Outputs come in groups of `up`; a
-// group reads `groups` groups of `down` inputs, the next one all but the first of these and one more.
+// Filters of groups * up * down taps, where up or down is 1. Outputs come in groups of `up`; each
+// reads `groups` groups of `down` inputs, of which it shares all but one with the next.
 template <int up_, int down_, int groups_>
 struct Shape {
   static constexpr int up = up_, down = down_, groups = groups_, taps = groups * up * down;
@@ -352,8 +353,8 @@ struct Stream {
   int strip;  // groups of rows
 };
 
-// The filter along x and along y. A filter of two dimensions may be a product; `exact` is whether it
-// is one up to rounding.
+// The filter along x and along y. A filter of two dimensions may be their product; `exact` is
+// whether it is, up to rounding.
 template <int N>
 struct Factors {
   __device__ explicit Factors(const Fir& fir) : exact(fir.separable) {
@@ -406,7 +407,6 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
   const int column = static_cast<int>(planes && plan.columns_first ? inner : outer);
   const bool is_on = sample < fir.samples;
 
-  // The outputs of a thread begin at the first column of its groups, save those of whole packs.
   const int ox = column * width + plan.x.origin;
   const int first = plan.x.base + column * (width / U) * D;
   const int first_row = plan.y.base + first_group * D;
@@ -716,7 +716,8 @@ __global__ void __launch_bounds__(kThreads)
   };
   const int64_t inner = pop(plan.inner), middle = pop(plan.middle), outer = pop(plan.outer);
   const int64_t channel = plan.channels_first ? inner : outer, sample = rest;
-  const int64_t ox = plan.channels_first ? middle : inner, oy = plan.channels_first ? outer : middle;
+  const int64_t ox = plan.channels_first ? middle : inner;
+  const int64_t oy = plan.channels_first ? outer : middle;
   const bool is_on = sample < fir.samples;
   float value[1] = {0.0f};
   if (is_on) gather(fir, plan.ups, source, fir.input(sample, channel), ox, oy, value);
@@ -743,8 +744,8 @@ class Launcher {
   void run(bool aligned_input, bool aligned_output, bool with_mask) {
     const Axis &x = fir_.x, &y = fir_.y;
     constexpr int64_t far = 1 << 28;
-    const bool near = std::max({x.in, x.out, std::abs(x.pad), y.in, y.out, std::abs(y.pad)}) < far &&
-                      p_.stride_w < (1 << 26);
+    const bool near = p_.stride_w < far / 16 && std::max({x.in, x.out, std::abs(x.pad), y.in, y.out,
+                                                          std::abs(y.pad)}) < far;
     const bool regular = near && x.up == y.up && x.down == y.down && x.taps == y.taps;
     const auto is = [&](int up, int down, int taps) {
       return regular && x.up == up && x.down == down && x.taps == taps;
@@ -818,7 +819,8 @@ class Launcher {
   // False where the filter needs too much shared memory.
   template <int C>
   bool tile() {
-    if (fir_.x.taps > kTileTaps) return false;
+    const int factor = std::max({p_.up_x, p_.up_y, p_.down_x, p_.down_y});
+    if (fir_.x.taps > kTileTaps || factor > kTileFactor) return false;
     for (int width = 32 / (C == 1 ? 1 : 2); width >= (C == 1 ? 8 : 4); width /= 2) {
       const TileAxis x(fir_.x, width);
       if (x.out() > 32 && width > 8) continue;
@@ -866,7 +868,9 @@ void check_mask(const uint8_t* mask, int64_t row) {
     throw std::invalid_argument("upfirdn2d: a mask needs rows of a multiple of 8 elements, not " +
                                 std::to_string(row));
   }
-  if (!are_aligned<2>(mask)) throw std::invalid_argument("upfirdn2d: the mask is at an odd address");
+  if (!are_aligned<2>(mask)) {
+    throw std::invalid_argument("upfirdn2d: the mask is at an odd address");
+  }
 }
 
 bool is_empty(const Upfirdn2d& p) {
