@@ -56,7 +56,7 @@ class Kernel(NamedTuple):
     def most_registers(self) -> int:
         """What leaves room for as many threads on a multiprocessor as the launch bounds ask for."""
         if self.name.startswith("stream_kernel"):
-            threads = 128 * 5
+            threads = 128 * (4 if re.search(r"Shape<\d, \d, 6>", self.name) else 5)
         else:
             threads = 256 * (3 if "Curved" in self.name and ", 8, " in self.name else 4)
         return REGISTER_FILE // threads

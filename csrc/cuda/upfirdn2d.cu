@@ -22,7 +22,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kStreamThreads = 128;
-constexpr int kStreamBlocks = 5;   // of a multiprocessor, which bounds their registers to 96
+// Blocks of a multiprocessor, which bounds their registers to 96, or 128.
+constexpr int stream_blocks(int taps) { return taps > 4 ? 4 : 5; }
 constexpr int kStreamWaves = 4;    // of blocks, as far as strips stay long enough
 constexpr int kShortestStrip = 8;  // rows or pairs of rows
 constexpr int kLongestStrip = 64;
@@ -78,6 +79,7 @@ class Image {
  public:
   explicit Image(const T* x) : x_(x) {}
 
+  static constexpr int kPlaneSteps = 4;  // as many as registers allow
   using Origin = const T*;
   __device__ Origin at(int64_t element) const { return x_ + element; }
 
@@ -102,6 +104,7 @@ class Derivative {
  public:
   Derivative(const Branches& branches, const T* dy) : branches_(branches), dy_(dy) {}
 
+  static constexpr int kPlaneSteps = 2;
   struct Origin {
     const T* dy;
     Branches::Origin mask;
@@ -382,7 +385,7 @@ struct Factors {
 // P > 1: packs of P channels, dense and aligned in input and output. P = 1: one channel, any
 // strides; where the tensor is NCHW and aligned, results leave in packs of columns.
 template <class T, class Shape, int P, class Source, class Tail>
-__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
+__global__ void __launch_bounds__(kStreamThreads, stream_blocks(Shape::taps))
     stream_kernel(const Fir fir, const Stream plan, const Source source, const Tail tail) {
   constexpr bool planes = P == 1;
   constexpr int U = Shape::up, D = Shape::down, G = Shape::groups;
@@ -391,7 +394,8 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
   constexpr int reads = (columns - 1) / U * D + G * D;
   constexpr int step_bytes = D * (width * D / U) * P * static_cast<int>(sizeof(T));
   constexpr int wanted = (kStreamBytes + step_bytes - 1) / step_bytes;
-  constexpr int steps = wanted < 4 / U ? wanted : 4 / U;
+  constexpr int most = (planes ? Source::kPlaneSteps : 4) / U;
+  constexpr int steps = wanted < most ? wanted : most;
   using Input = typename Source::template Input<P>;
 
   int64_t rest = static_cast<int64_t>(blockIdx.x) * kStreamThreads + threadIdx.x;
@@ -705,7 +709,7 @@ struct Direct {
 };
 
 template <class T, class Source, class Tail>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     direct_kernel(const Fir fir, const Direct plan, const Source source, const Tail tail) {
   int64_t rest = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t element = rest;
@@ -803,8 +807,8 @@ class Launcher {
   void stream(int64_t inner, int64_t outer, bool columns_first) {
     const Frame x(fir_.x), y(fir_.y);
     const int64_t columns = inner * outer * p_.samples;
-    const int64_t wanted =
-        static_cast<int64_t>(multiprocessors()) * kStreamThreads * kStreamBlocks * kStreamWaves;
+    const int64_t wanted = static_cast<int64_t>(multiprocessors()) * kStreamThreads *
+                           stream_blocks(Shape::taps) * kStreamWaves;
     const int64_t longest = std::clamp<int64_t>(ceil_divide(columns * y.groups, wanted),
                                                 kShortestStrip, kLongestStrip);
     const int64_t strips = ceil_divide(y.groups, longest);
