@@ -57,6 +57,8 @@ class Kernel(NamedTuple):
         """What leaves room for as many threads on a multiprocessor as the launch bounds ask for."""
         if self.name.startswith("stream_kernel"):
             threads = 128 * (4 if re.search(r"Shape<\d, \d, 6>", self.name) else 5)
+        elif self.name.startswith("tile_kernel"):
+            threads = 256 * 3
         else:
             threads = 256 * (3 if "Curved" in self.name and ", 8, " in self.name else 4)
         return REGISTER_FILE // threads

@@ -627,7 +627,7 @@ __device__ inline void slide(const float* taps, int up, int count, const float* 
 
 // A tile of C channels. Pixels are C floats in shared memory.
 template <class T, int C, class Source, class Tail>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     tile_kernel(const Fir fir, const Tile plan, const Source source, const Tail tail) {
   constexpr int R = kTileOutputs;
   __shared__ float taps[kTileTaps], stage[kTileStage], middle[kTileMiddle];
