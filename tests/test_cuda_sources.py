@@ -19,7 +19,10 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "csrc" / "cuda" / "epilogue.cu"
+CUDA = ROOT / "csrc" / "cuda"
+# How many kernels each source has; every one of them runs on the CPU below.
+KERNELS = {"epilogue": 61, "upfirdn2d": 66}
+SUMS = 13  # of the epilogue's kernels, upfirdn2d launches those that only add up d(v)
 HARNESS = ROOT / "tests" / "cuda_on_cpu"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 SANITIZERS = {
@@ -27,7 +30,6 @@ SANITIZERS = {
     "thread": ("-fsanitize=thread",),
 }
 REGISTER_FILE = 64 * 1024
-THREADS = 256
 
 
 def run(*command, check: bool = True, timeout: float = 300) -> str:
@@ -48,12 +50,18 @@ def run(*command, check: bool = True, timeout: float = 300) -> str:
 class Kernel(NamedTuple):
     name: str
     registers: int
-    spilled: int  # bytes of stores and loads
+    local: int  # bytes of the stack and of spills
 
     @property
-    def resident_blocks(self) -> int:
-        """What the launch bounds of csrc/cuda/epilogue.cu ask for; bounds the registers."""
-        return 3 if "Curved" in self.name and ", 8, " in self.name else 4
+    def most_registers(self) -> int:
+        """What leaves room for as many threads on a multiprocessor as the launch bounds ask for."""
+        if self.name.startswith("stream_kernel"):
+            threads = 128 * (4 if re.search(r"Shape<\d, \d, 6>", self.name) else 5)
+        elif self.name.startswith("tile_kernel"):
+            threads = 256 * 3
+        else:
+            threads = 256 * (3 if "Curved" in self.name and ", 8, " in self.name else 4)
+        return REGISTER_FILE // threads
 
 
 class Cubin(NamedTuple):
@@ -76,43 +84,53 @@ def nvcc() -> str:
 
 
 @pytest.fixture(scope="module")
-def cubins(nvcc, tmp_path_factory) -> dict[str, Cubin]:
+def cubins(nvcc, tmp_path_factory) -> dict[tuple[str, str], Cubin]:
     folder = tmp_path_factory.mktemp("cubins")
     known = run(nvcc, "--list-gpu-code").split()
 
-    def compiled(architecture: str) -> Cubin:
-        path = folder / f"{architecture}.cubin"
+    def compiled(source: str, architecture: str) -> Cubin:
+        path = folder / f"{source}_{architecture}.cubin"
         options = ("-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v", "-Werror",
                    "all-warnings", "-I", ROOT / "csrc")  # fmt: skip
-        log = run(nvcc, *options, "-cubin", SOURCE, "-o", path)
+        log = run(nvcc, *options, "-cubin", CUDA / f"{source}.cu", "-o", path)
         names = re.findall(r"Compiling entry function '(\w+)'", log)
-        spills = re.findall(
-            r"(\d+) bytes spill stores, (\d+) bytes spill loads\n.*Used (\d+) reg", log
+        used = re.findall(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n"
+            r".*Used (\d+) reg",
+            log,
         )
-        assert len(names) == len(spills) > 50
+        assert len(names) == len(used)
         return Cubin(
             path,
             [
-                Kernel(name, int(registers), int(stores) + int(loads))
-                for name, (stores, loads, registers) in zip(demangled(names), spills)
+                Kernel(name, int(registers), int(stack) + int(stores) + int(loads))
+                for name, (stack, stores, loads, registers) in zip(demangled(names), used)
             ],
         )
 
     with ThreadPoolExecutor(2) as pool:
-        wanted = [architecture for architecture in ARCHITECTURES if architecture in known]
-        return dict(zip(wanted, pool.map(compiled, wanted)))
+        wanted = [
+            (source, architecture)
+            for source in KERNELS
+            for architecture in ARCHITECTURES
+            if architecture in known
+        ]
+        return dict(zip(wanted, pool.map(lambda key: compiled(*key), wanted)))
 
 
+@pytest.mark.parametrize("source", KERNELS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_fit_registers(cubins, architecture):
-    if architecture not in cubins:
+def test_kernels_fit_registers(cubins, source, architecture):
+    if (source, architecture) not in cubins:
         pytest.skip(f"this nvcc does not know {architecture}")
+    kernels = cubins[source, architecture].kernels
+    assert len(kernels) == KERNELS[source]
     print(f"\nregisters on {architecture}")
-    for kernel in sorted(cubins[architecture].kernels):
+    for kernel in sorted(kernels):
         print(f"{kernel.registers:5}  {kernel.name}")
-    for kernel in cubins[architecture].kernels:
-        assert kernel.spilled == 0, kernel
-        assert kernel.registers <= REGISTER_FILE // THREADS // kernel.resident_blocks, kernel
+    for kernel in kernels:
+        assert kernel.local == 0, kernel
+        assert kernel.registers <= kernel.most_registers, kernel
 
 
 @pytest.fixture(scope="module")
@@ -123,15 +141,15 @@ def sass(cubins) -> dict[str, list[tuple[int, str]]]:
     cuobjdump = shutil.which("cuobjdump", path=tools) or shutil.which("cuobjdump")
     if cuobjdump is None:
         pytest.skip("cuobjdump is neither on PATH nor in the triton wheel")
-    _, *functions = re.split(r"\n\s*Function : ", run(cuobjdump, "-sass", cubins["sm_90"].path))
-    names = demangled([function.split("\n", 1)[0] for function in functions])
-    return {
-        name: [
-            (int(address, 16), text)
-            for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?) *;", function)
-        ]
-        for name, function in zip(names, functions)
-    }
+    code = {}
+    for source in KERNELS:
+        text = run(cuobjdump, "-sass", cubins[source, "sm_90"].path)
+        _, *functions = re.split(r"\n\s*Function : ", text)
+        names = demangled([function.split("\n", 1)[0] for function in functions])
+        for name, function in zip(names, functions):
+            instructions = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?) *;", function)
+            code[name] = [(int(address, 16), text) for address, text in instructions]
+    return code
 
 
 def hot(sass, *words: str) -> dict[str, list[tuple[int, str]]]:
@@ -154,22 +172,70 @@ def test_kernels_move_16_bytes(sass):
         assert not re.search(r"\b(LDL|STL)\b", text), f"{name} uses local memory"
 
 
-def test_loops_divide_no_integers(sass):
+@pytest.mark.parametrize("values", ["float, {}, 2", "__half, {}, 4", "__nv_bfloat16, {}, 4"])
+@pytest.mark.parametrize("shape", ["Shape<1, 1, 4>", "Shape<2, 1, 2>", "Shape<1, 2, 2>"])
+def test_streams_move_packs(sass, values, shape):
+    """NHWC moves 8 bytes at a time, NCHW stores 4 columns at a time."""
+    packs = [
+        code for name, code in sass.items() if f"stream_kernel<{values.format(shape)}," in name
+    ]
+    assert len(packs) == (3 if shape == "Shape<1, 1, 4>" else 1)
+    for code in packs:
+        text = "\n".join(instruction for _, instruction in code)
+        assert re.search(r"\bLDG\.E\.64", text) and re.search(r"\bSTG\.E\.64", text)
+    kind = values.split(",")[0]
+    planes = [code for name, code in sass.items() if f"stream_kernel<{kind}, {shape}, 1," in name]
+    assert len(planes) == len(packs)
+    store = "STG.E.128" if kind == "float" else "STG.E.64"
+    for code in planes:
+        assert any(store in instruction for _, instruction in code)
+
+
+def loops(code: list[tuple[int, str]]) -> list[list[str]]:
+    """The instructions of each loop."""
+    jumps = [
+        (int(target[1], 16), address)
+        for address, text in code
+        if (target := re.search(r"\bBRA (0x[0-9a-f]+)", text))
+    ]
+    return [
+        [text for address, text in code if start <= address <= end]
+        for start, end in jumps
+        if start < end
+    ]
+
+
+def count(word: str, body: list[str]) -> int:
+    return sum(word in text for text in body)
+
+
+def divides(body: list[str]) -> bool:
     """An integer division by a variable begins with a reciprocal or calls a subroutine."""
+    return any(re.search(r"MUFU\.RCP|\bCALL", text) for text in body)
+
+
+def test_loops_divide_no_integers(sass):
     kernels = hot(sass, "PiecewiseLinear", "Masked")
     assert len(kernels) == 33
     for name, code in kernels.items():
-        jumps = [
-            (int(target[1], 16), address)
-            for address, text in code
-            if (target := re.search(r"\bBRA (0x[0-9a-f]+)", text))
-        ]
-        start, end = max(
-            ((to, at) for to, at in jumps if to < at), key=lambda jump: jump[1] - jump[0]
-        )
-        body = [text for address, text in code if start <= address <= end]
-        assert any("LDG.E.128" in text for text in body), f"{name}: this is not the main loop"
-        assert not [text for text in body if re.search(r"MUFU\.RCP|\bCALL", text)], name
+        body = max(loops(code), key=len)
+        assert count("LDG.E.128", body), f"{name}: this is not the main loop"
+        assert not divides(body), name
+
+
+def test_filter_loops_divide_no_integers(sass):
+    kernels = {name: code for name, code in sass.items() if re.match("stream_|direct_", name)}
+    assert len(kernels) == 48
+    for name, code in kernels.items():
+        body = max(loops(code), key=lambda body: count("FFMA", body))
+        assert count("FFMA", body) and count("LDG", body), f"{name}: this is not the main loop"
+        assert not divides(body), name
+    tiles = {name: code for name, code in sass.items() if name.startswith("tile_")}
+    assert len(tiles) == 18
+    for name, code in tiles.items():
+        filters = sorted((body for body in loops(code) if count("FFMA", body)), key=len)
+        assert len(filters) >= 2, name
+        assert not any(divides(body) for body in filters[:2]), name
 
 
 @pytest.fixture(scope="module")
@@ -204,19 +270,68 @@ def run_sanitized(program: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "sanitizer, cases, kernels",
-    [("address", "all", 61), ("thread", "few", 61), ("address", "far", 10)],
+    "source, sanitizer, cases, kernels",
+    [
+        ("epilogue", "address", "all", KERNELS["epilogue"]),
+        ("epilogue", "thread", "few", KERNELS["epilogue"]),
+        ("epilogue", "address", "far", 10),
+        ("upfirdn2d", "address", "all", KERNELS["upfirdn2d"] + SUMS),
+        ("upfirdn2d", "thread", "few", KERNELS["upfirdn2d"] + SUMS),
+        ("upfirdn2d", "address", "far", 10),
+    ],
 )
-def test_kernels_on_cpu(harness, sanitizer, cases, kernels):
-    program = harness(sanitizer, SOURCE, HARNESS / "epilogue_test.cpp", name="epilogue")
+def test_kernels_on_cpu(harness, source, sanitizer, cases, kernels):
+    program = harness(sanitizer, *sources_of(source), name=source)
     output = run_sanitized(program, cases)
     assert output.strip().endswith(f"{kernels} kernels launched, 0 failures"), output[-4000:]
     assert "Sanitizer:" not in output, output[-4000:]
 
 
-def test_every_kernel_runs_on_cpu(cubins):
-    """The number of kernels that the test above expects is that of the whole source."""
-    assert {len(cubin.kernels) for cubin in cubins.values()} == {61}
+def sources_of(name: str, folder: Path = CUDA) -> list[Path]:
+    units = ["epilogue"] if name == "epilogue" else ["epilogue", name]
+    return [*(folder / f"{unit}.cu" for unit in units), HARNESS / f"{name}_test.cpp"]
+
+
+@pytest.mark.parametrize(
+    "sanitizer, right, wrong, report",
+    [
+        (  # the middle of a tile is read before all of it is written
+            "thread",
+            "  __syncthreads();\n\n  const int lanes = plan.x.out() * C",
+            "\n  const int lanes = plan.x.out() * C",
+            r"ThreadSanitizer: data race[^$]*upfirdn2d.cu",
+        ),
+        (  # a tile lacks the last column and row of its halo
+            "address",
+            "+ lead + taps - 1) / up + 1)",
+            "+ lead + taps - 2) / up + 1)",
+            r"y\[\d+\] is .*[1-9]\d* failures",
+        ),
+        (  # a strip reads one column too many
+            "address",
+            "first + i < plan.x.in)",
+            "first + i <= plan.x.in)",
+            r"AddressSanitizer: heap-buffer-overflow[^$]*upfirdn2d.cu",
+        ),
+    ],
+    ids=["barrier", "halo", "bounds"],
+)
+def test_faults_in_upfirdn2d_are_found(harness, tmp_path, sanitizer, right, wrong, report):
+    shutil.copytree(ROOT / "csrc", tmp_path, dirs_exist_ok=True)
+    replace(tmp_path / "cuda" / "upfirdn2d.cu", right, wrong)
+    for line in ("case DType::float16: return f(__half());",
+                 "case DType::bfloat16: return f(__nv_bfloat16());"):  # fmt: skip
+        replace(tmp_path / "cuda" / "epilogue.cuh", line, "")  # to compile sooner
+    sources = sources_of("upfirdn2d", tmp_path / "cuda")
+    program = harness(sanitizer, *sources, name=f"fault_{tmp_path.name}")
+    output = run_sanitized(program, "float32")
+    assert re.search(report, output, re.DOTALL), output[-4000:]
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1, old
+    path.write_text(text.replace(old, new))
 
 
 @pytest.mark.parametrize(

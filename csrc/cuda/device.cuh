@@ -150,7 +150,13 @@ class alignas(sizeof(T) * N) Pack {
   }
 
   __device__ static Pack load(const T* p) { return *reinterpret_cast<const Pack*>(p); }
-  __device__ void store(T* p) const { *reinterpret_cast<Pack*>(p) = *this; }
+  __device__ void store(T* p) const {
+    if constexpr (sizeof(Pack) == 8) {  // else the compiler stores the halves
+      *reinterpret_cast<uint64_t*>(p) = bit_cast<uint64_t>(*this);
+    } else {
+      *reinterpret_cast<Pack*>(p) = *this;
+    }
+  }
 
   // The first `count` elements, where there are no more or they are not aligned; the rest is 0.
   __device__ static Pack load_some(const T* p, int count) {

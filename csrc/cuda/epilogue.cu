@@ -7,23 +7,17 @@
 // (Layout), or buffers are not aligned, the forward map walks mask units one by one and the
 // derivatives take one element at a time.
 
-#include "../epilogue.h"
+#include "epilogue.cuh"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 #include <type_traits>
-
-#include "device.cuh"
-
-#include "../activations.h"
 
 namespace stylegan_fast {
 namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kUnit = 8;      // elements of a mask unit
 constexpr int kResident = 4;  // blocks of a multiprocessor, which bounds their registers to 64
 constexpr int kWaves = 4;     // of blocks, which evens out their ends
 
@@ -161,38 +155,6 @@ class Path {
   int length_;  // of the lines as far as this thread has packs
 };
 
-// The affine part v = scale * x + strength * noise + bias.
-template <class T>
-struct Parts {
-  Parts(const Epilogue& e, const Geometry& g)
-      : scale(static_cast<const float*>(e.scale)), noise(static_cast<const float*>(e.noise)),
-        strength(static_cast<const float*>(e.strength)), bias(static_cast<const T*>(e.bias)),
-        noise_per_sample(e.noise_per_sample), channels(g.channels), inner(g.inner),
-        pixels(g.pixels) {}
-
-  __device__ float strength_value() const { return strength ? *strength : 1.0f; }
-  __device__ float bias_value(int64_t channel) const {
-    return bias ? to_float(bias[channel]) : 0.0f;
-  }
-
-  const float *scale, *noise, *strength;
-  const T* bias;
-  bool noise_per_sample;
-  int64_t channels, inner;
-  Divider pixels;
-};
-
-template <int N>
-__device__ inline void load_floats(const float* p, float (&out)[N]) {
-  constexpr int step = N % 4 == 0 ? 4 : 1;
-#pragma unroll
-  for (int j = 0; j < N; j += step) {
-    const auto pack = Pack<float, step>::load(p + j);
-#pragma unroll
-    for (int k = 0; k < step; ++k) out[j + k] = pack[k];
-  }
-}
-
 // The numbers of Parts for a thread's packs.
 template <class T, int P, Layout layout>
 class Operands {
@@ -293,87 +255,6 @@ class Reach {
   int count_ = P;
 };
 
-// Every piecewise-linear activation: its slope on the negative branch is read off the table, and so
-// is whether it is 0 there, also for an infinite v.
-class PiecewiseLinear {
- public:
-  static constexpr int kUnroll = 4;
-
-  template <class A>
-  PiecewiseLinear(A, const Epilogue& e)
-      : negative_slope_(-A::value(-1.0f, static_cast<float>(e.alpha))),
-        rectifies_(A::value(-INFINITY, static_cast<float>(e.alpha)) == 0.0f) {}
-
-  template <int P>
-  __device__ void apply(const float (&v)[P], float (&value)[P]) const {
-#pragma unroll
-    for (int j = 0; j < P; ++j) {
-      value[j] = where(v[j] <= 0.0f, rectifies_ ? 0.0f : negative_slope_ * v[j], v[j]);
-    }
-  }
-
- private:
-  float negative_slope_;
-  bool rectifies_;
-};
-
-// Every curved activation; one branch for a whole pack, so that they share a kernel.
-class AnyCurved {
- public:
-  static constexpr int kUnroll = 2;
-
-  explicit AnyCurved(const Epilogue& e) : code_(e.act), alpha_(static_cast<float>(e.alpha)) {}
-
-  template <int P>
-  __device__ void apply(const float (&v)[P], float (&value)[P]) const {
-    with_curved_activation(code_, [&](auto act) {
-#pragma unroll
-      for (int j = 0; j < P; ++j) value[j] = act.value(v[j], alpha_);
-    });
-  }
-
-  // Puts the derivative of this order, 1 or 2, in place of v. Returns a bit for each element that
-  // the clamp keeps.
-  template <int P>
-  __device__ unsigned differentiate(int order, float gain, float clamp, float (&v)[P]) const {
-    unsigned kept = 0;
-    with_curved_activation(code_, [&](auto act) {
-#pragma unroll
-      for (int j = 0; j < P; ++j) {
-        kept |= static_cast<unsigned>(!(fabsf(gain * act.value(v[j], alpha_)) > clamp)) << j;
-        v[j] = order == 1 ? act.slope(v[j], alpha_) : act.curvature(v[j], alpha_);
-      }
-    });
-    return kept;
-  }
-
- private:
-  int code_;
-  float alpha_;
-};
-
-// y from v, in place; NaN stays NaN, as in torch.clamp. Returns a pack's bits of the mask.
-template <int P, class Act>
-__device__ inline unsigned finish(float (&values)[P], const Act& act, float gain, float clamp,
-                                  bool with_mask) {
-  float z[P];
-  act.apply(values, z);
-  unsigned bits = 0;
-  // Without a clamp NaN is not clamped either.
-  const bool limited = clamp != INFINITY;
-#pragma unroll
-  for (int j = 0; j < P; ++j) {
-    z[j] *= gain;
-    if (with_mask) {
-      bits |= static_cast<unsigned>(values[j] <= 0.0f) << j |
-              static_cast<unsigned>(limited && !(fabsf(z[j]) <= clamp)) << (kUnit + j);
-    }
-    const float below = z[j] > clamp ? clamp : z[j];
-    values[j] = below < -clamp ? -clamp : below;
-  }
-  return bits;
-}
-
 template <class T, int P, Layout layout, bool affine, class Act>
 __global__ void __launch_bounds__(kThreads, kResident)
     forward_kernel(const Plan plan, const Parts<T> parts, const Act act, float gain, float clamp,
@@ -407,15 +288,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         bits = finish(values, act, gain, clamp, mask != nullptr) & reach.mask();
         reach.write(y, pack, Pack<T, P>::rounded(values));
       }
-      if (mask) {
-        if constexpr (P < kUnit) {
-          bits <<= pack * P % kUnit;
-          bits |= __shfl_xor_sync(~0u, bits, 1);
-        }
-        if (is_on && pack * P % kUnit == 0) {
-          reinterpret_cast<uint16_t*>(mask)[pack * P / kUnit] = static_cast<uint16_t>(bits);
-        }
-      }
+      if (mask) write_mask<P>(mask, pack * P, bits, is_on);
     }
   }
 }
@@ -485,10 +358,7 @@ class Masked {
   static constexpr int kUnroll = 4;
   static constexpr int kResident = cuda::kResident;
 
-  Masked(const Epilogue& e, double negative_slope, const T* dy, const uint8_t* mask)
-      : dy_(dy), mask_(mask), factor_(static_cast<float>(e.gain)),
-        negative_factor_(static_cast<float>(e.gain * negative_slope)),
-        dead_(factor_ == 0 ? 0xff : 0), negative_dead_(negative_factor_ == 0 ? 0xff : 0) {}
+  Masked(const Branches& branches, const T* dy) : branches_(branches), dy_(dy) {}
 
   template <int P>
   struct Input {
@@ -498,35 +368,17 @@ class Masked {
 
   template <int P, class Reach>
   __device__ Input<P> read(int64_t pack, const Reach& reach) const {
-    Input<P> in = {reach.read(dy_, pack), 0};
-    if (mask_) {
-      const int64_t element = pack * P, unit = element / kUnit;
-      if constexpr (P == 1) {
-        in.bits = mask_[2 * unit] | mask_[2 * unit + 1] << kUnit;
-      } else {
-        in.bits = reinterpret_cast<const uint16_t*>(mask_)[unit];
-      }
-      in.bits >>= element % kUnit;
-    }
-    return in;
+    return {reach.read(dy_, pack), branches_.bits<(P > 1)>(branches_.at(pack * P), 0)};
   }
 
   template <int P, class Operands>
   __device__ void derive(const Input<P>& in, const Operands&, float (&dv)[P]) const {
-    const unsigned zero = in.bits >> kUnit | (in.bits & negative_dead_) | dead_;
-#pragma unroll
-    for (int j = 0; j < P; ++j) {
-      const float positive = factor_ * in.dy[j], negative = negative_factor_ * in.dy[j];
-      const float d = in.bits >> j & 1 ? negative : positive;
-      dv[j] = zero >> j & 1 ? 0.0f : d;
-    }
+    branches_.derive(in.dy, in.bits, dv);
   }
 
  private:
+  Branches branches_;
   const T* dy_;
-  const uint8_t* mask_;
-  float factor_, negative_factor_;
-  unsigned dead_, negative_dead_;
 };
 
 // d(v) of a curved activation, from the input.
@@ -594,6 +446,7 @@ __device__ inline void tree_sum(float (&entries)[N][kThreads], int place, int co
 template <class Map, Layout layout>
 constexpr int unroll = layout == Layout::ragged ? Map::kUnroll / 2 : Map::kUnroll;
 
+// Without dx it only adds up, for upfirdn2d_masked.
 template <class T, int P, Layout layout, bool with_sum, class Map>
 __global__ void __launch_bounds__(kThreads, Map::kResident)
     derivative_kernel(const Plan plan, const Parts<T> parts, const Map map, int64_t numel, T* dx,
@@ -625,7 +478,7 @@ __global__ void __launch_bounds__(kThreads, Map::kResident)
 #pragma unroll
         for (int j = 0; j < P; ++j) d[j] *= local.scale(j);
       }
-      reach.write(dx, path.pack(u), Pack<T, P>::rounded(d));
+      if (dx) reach.write(dx, path.pack(u), Pack<T, P>::rounded(d));
     }
   }
 
@@ -667,11 +520,6 @@ __global__ void __launch_bounds__(kThreads)
   if (y == 0 && channel < channels) sum[channel] = entries[0][threadIdx.x];
 }
 
-template <int bytes, class... Pointers>
-bool are_aligned(const Pointers*... pointers) {
-  return ((reinterpret_cast<uintptr_t>(pointers) % bytes == 0) && ...);
-}
-
 // Where nothing depends on the channel, any geometry is pixels of one channel, or of 8.
 Geometry simplified(const Epilogue& e, const void* sum) {
   const Geometry& g = e.geometry;
@@ -701,26 +549,6 @@ void with_layout(const Geometry& g, F&& f) {
   }
 }
 
-template <class F>
-void with_dtype(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::float32: return f(float());
-    case DType::float16: return f(__half());
-    case DType::bfloat16: return f(__nv_bfloat16());
-    default:
-      throw std::invalid_argument("epilogue: the cuda backend supports float32, float16 and "
-                                  "bfloat16, not dtype code " +
-                                  std::to_string(static_cast<int>(dtype)));
-  }
-}
-
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, void* stream, const Arguments&... arguments) {
-  STYLEGAN_FAST_LAUNCH(kernel, grid, dim3(kThreads), static_cast<cudaStream_t>(stream),
-                       arguments...);
-  check(cudaGetLastError(), "launch of an epilogue kernel");
-}
-
 // In columns a block leaves sums for all its channels: fewer blocks are cheaper then.
 int64_t most_blocks(int resident, bool planes, bool with_sum) {
   return static_cast<int64_t>(multiprocessors()) * resident * (planes || !with_sum ? kWaves : 1);
@@ -743,7 +571,8 @@ void forward(const Epilogue& e, const Act& act, const T* x, T* y, uint8_t* mask,
       constexpr Layout layout = decltype(constant)::value;
       const Plan plan = make_plan(g, P, layout == Layout::planes, Act::kUnroll, blocks);
       const auto run = [&](auto kernel) {
-        launch(kernel, plan.grid(), stream, plan, parts, act, gain, clamp, numel, x, y, mask);
+        launch(kernel, plan.grid(), kThreads, stream, plan, parts, act, gain, clamp, numel, x, y,
+               mask);
       };
       if constexpr (layout == Layout::ragged) {
         run(forward_kernel<T, P, layout, false, Act>);
@@ -756,7 +585,7 @@ void forward(const Epilogue& e, const Act& act, const T* x, T* y, uint8_t* mask,
   } else {
     const int64_t wanted = ceil_divide(ceil_divide(numel, kUnit), kThreads);
     const dim3 grid(static_cast<unsigned>(std::min(wanted, blocks)));
-    launch(forward_units_kernel<T, Act>, grid, stream, parts, Divider(g.inner),
+    launch(forward_units_kernel<T, Act>, grid, kThreads, stream, parts, Divider(g.inner),
            Divider(g.channels), aligned, act, gain, clamp, numel, x, y, mask);
   }
 }
@@ -769,11 +598,11 @@ void derivative(const Geometry& g, const Parts<T>& parts, const Map& map, T* dx,
                               most_blocks(Map::kResident, planes, sum));
   const int64_t rows = plan.slices * plan.sums / g.channels;
   const bool has_stages = sum && rows > 1;
-  launch(derivative_kernel<T, P, layout, with_sum, Map>, plan.grid(), stream, plan, parts, map,
-         g.numel(), dx, has_stages ? workspace : sum);
+  launch(derivative_kernel<T, P, layout, with_sum, Map>, plan.grid(), kThreads, stream, plan,
+         parts, map, g.numel(), dx, has_stages ? workspace : sum);
   if (has_stages) {
     const dim3 grid(static_cast<unsigned>(ceil_divide(g.channels, kSumChannels)));
-    launch(sum_kernel, grid, stream, workspace, rows, g.channels, sum);
+    launch(sum_kernel, grid, kThreads, stream, workspace, rows, g.channels, sum);
   }
 }
 
@@ -802,10 +631,6 @@ bool is_empty(const Geometry& g, void* sum, void* stream) {
   return true;
 }
 
-[[noreturn]] void throw_unknown(int act) {
-  throw std::invalid_argument("epilogue: no such activation code: " + std::to_string(act));
-}
-
 }  // namespace
 
 int64_t epilogue_workspace(const Epilogue& e) {
@@ -825,17 +650,9 @@ void epilogue_forward(const Epilogue& e, const void* x, void* y, uint8_t* mask, 
   with_dtype(e.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (is_empty(e.geometry, nullptr, stream)) return;
-    const auto run = [&](const auto& act) {
+    with_functor(e, [&](const auto& act) {
       forward(e, act, static_cast<const T*>(x), static_cast<T*>(y), mask, stream);
-    };
-    const bool known = with_activation(e.act, [&](auto act) {
-      if constexpr (decltype(act)::curved) {
-        run(AnyCurved(e));
-      } else {
-        run(PiecewiseLinear(act, e));
-      }
     });
-    if (!known) throw_unknown(e.act);
   });
 }
 
@@ -846,7 +663,7 @@ void epilogue_masked(const Epilogue& e, double negative_slope, const void* dy, c
   with_dtype(e.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (is_empty(e.geometry, sum, stream)) return;
-    const Masked<T> map(e, negative_slope, static_cast<const T*>(dy), mask);
+    const Masked<T> map(Branches(e, negative_slope, mask), static_cast<const T*>(dy));
     const auto run = [&](auto with_sum) {
       const bool aligned = are_aligned<16>(dy) && are_aligned<2>(mask);
       derivative<with_sum(), true>(used, aligned, map, static_cast<T*>(dx),

@@ -220,6 +220,7 @@ inline unsigned __shfl_xor_sync(unsigned mask, unsigned value, int lane_mask) {
   return result;
 }
 
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
 }
