@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #if defined(__x86_64__) || defined(__i386__)
 #if defined(__GNUC__) && !defined(__clang__)
@@ -118,28 +119,49 @@ inline Mask mask_from_bits(uint32_t packed, Float) {
 
 #endif
 
-// low, high = a0 b0 a1 b1 ...
-inline void interleave(Float a, Float b, Float& low, Float& high) {
-#if defined(__AVX512F__)
-  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-  low = (Float::Native)_mm512_permutex2var_ps((__m512)a.v, first, (__m512)b.v);
-  high = (Float::Native)_mm512_permutex2var_ps((__m512)a.v, second, (__m512)b.v);
-#elif defined(__AVX2__)
-  const __m256 even = _mm256_unpacklo_ps((__m256)a.v, (__m256)b.v);
-  const __m256 odd = _mm256_unpackhi_ps((__m256)a.v, (__m256)b.v);
-  low = (Float::Native)_mm256_permute2f128_ps(even, odd, 0x20);
-  high = (Float::Native)_mm256_permute2f128_ps(even, odd, 0x31);
-#elif defined(__SSE2__)
-  low = (Float::Native)_mm_unpacklo_ps((__m128)a.v, (__m128)b.v);
-  high = (Float::Native)_mm_unpackhi_ps((__m128)a.v, (__m128)b.v);
+// Lanes of a, then of b, chosen by constants.
+template <int... lane>
+inline Float shuffle(Float a, Float b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a.v, b.v, lane...);
 #else
-  for (int lane = 0; lane < kLanes / 2; ++lane) {
-    low.v[2 * lane] = a.v[lane];
-    low.v[2 * lane + 1] = b.v[lane];
-    high.v[2 * lane] = a.v[kLanes / 2 + lane];
-    high.v[2 * lane + 1] = b.v[kLanes / 2 + lane];
-  }
+  return __builtin_shuffle(a.v, b.v, Float::Integers{lane...});
+#endif
+}
+using Lanes = std::make_integer_sequence<int, kLanes>;
+
+template <int first, int step, int... lane>
+inline Float strided(Float a, Float b, std::integer_sequence<int, lane...>) {
+  return shuffle<first + step * lane...>(a, b);
+}
+template <int first, int... lane>
+inline Float interleaved(Float a, Float b, std::integer_sequence<int, lane...>) {
+  return shuffle<first + lane / 2 + lane % 2 * kLanes...>(a, b);
+}
+
+// Lanes k, k + 1, ... of a and b side by side.
+template <int k>
+inline Float shifted(Float a, Float b) {
+  return strided<k, 1>(a, b, Lanes());
+}
+inline Float evens(Float a, Float b) { return strided<0, 2>(a, b, Lanes()); }
+inline Float odds(Float a, Float b) { return strided<1, 2>(a, b, Lanes()); }
+
+// a0 b0 a1 b1 ...
+inline void interleave(Float a, Float b, Float& low, Float& high) {
+  low = interleaved<0>(a, b, Lanes());
+  high = interleaved<kLanes / 2>(a, b, Lanes());
+}
+
+// Lanes [first, last) of what is at p, 0 in the others, whose memory is not touched.
+inline Float load_lanes(const float* p, int first, int last) {
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << last) - (1u << first));
+  return (Float::Native)_mm512_maskz_loadu_ps(mask, p);
+#else
+  float lanes[kLanes] = {};
+  for (int lane = first; lane < last; ++lane) lanes[lane] = p[lane];
+  return Float::load(lanes);
 #endif
 }
 

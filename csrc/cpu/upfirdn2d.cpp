@@ -12,6 +12,7 @@
 #include "../upfirdn2d.h"
 #include "epilogue_row.h"
 #include "levels.h"
+#include "stream.h"
 
 namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
 namespace {
@@ -325,6 +326,10 @@ struct Problem {
     out_phases = static_cast<int>(p.up_x / common);
     in_phases = static_cast<int>(p.down_x / common);
     narrow = depth < V::lanes;
+    const auto nothing = [](auto) {};
+    streams = V::lanes > 1 && filter.separable && (depth == 1 || !narrow) && p.taps_x == p.taps_y &&
+              p.up_x == p.up_y && p.down_x == p.down_y &&
+              with_stream_filter(p.taps_x, p.up_x, p.down_x, false, nothing);
     const int64_t window = smaller((p.taps_y - 1) / p.up_y + 1, p.in_height);
     const int64_t most = larger(smaller(kTile, kWindow / window) / depth, kGroup);
     const int64_t unit = narrow ? kGroup * out_phases : out_phases;
@@ -335,7 +340,7 @@ struct Problem {
     // A step: along y, more vectors than a store buffer holds before any of them is read again
     // along x; of a tall filter so many rows that most of its window is found in L1 again.
     const bool tall = window > 2 * kGroup;
-    batch = !filter.separable ? 1 : tall ? kGroup : clip(kStep / (width * depth), 1, kMaxBatch);
+    batch = !filter.separable || streams ? 1 : tall ? kGroup : clip(kStep / (width * depth), 1, kMaxBatch);
     batch = smaller(batch, p.out_height);
     const int64_t numbers = tall ? 2 * kStep / (window + batch) : kStep / batch;
     step = filter.separable ? out_pixels(larger(numbers / depth, 1)) : width;
@@ -371,7 +376,8 @@ struct Problem {
   const Axis x, y;
   int depth, out_phases, in_phases;
   bool channels_last;
-  bool narrow;  // a pixel is less than a vector, so phases are stored apart
+  bool narrow;   // a pixel is less than a vector, so phases are stored apart
+  bool streams;  // most rows pass through registers
   int64_t blocks, width, columns, tiles, rows, input, seen;
   int64_t batch, step;  // rows, and pixels of the output
 };
@@ -537,6 +543,7 @@ class Worker {
       }
       started = started || begin < end;
       advance(end);
+      if (rows == 1 && stream_row(o)) continue;
       if (problem_.filter.separable) {
         filter_separably(o, rows);
       } else {
@@ -655,6 +662,44 @@ class Worker {
     for (int c = 0; c < depth_; ++c) totals[c] += part_[c];
   }
 
+  // Output row o through registers, unless it sees a border of the image above or below.
+  bool stream_row(int64_t o) {
+    if constexpr (V::lanes > 1) {
+      if (!problem_.streams || begin_ == end_ || y_.first(o) < 0 || y_.last(o) >= y_.in) return false;
+      list_rows(o, begin_);
+      const int64_t step = direct_ && depth_ > 1 ? p_.stride_w : depth_;
+      const StreamRows rows{vertical_.from, vertical_.weight, begin_, end_, step};
+      for (int64_t begin = 0; begin < width_; begin += problem_.step) {
+        const int64_t count = smaller(problem_.step, width_ - begin), x = out_x_ + begin;
+        const bool odd = p_.up_x == 2 && (x - x_.pad) % 2 != 0;
+        with_stream_filter(p_.taps_x, p_.up_x, p_.down_x, odd, [&](auto filter) {
+          using Filter = decltype(filter);
+          const Stream<Filter> stream(rows, problem_.filter.along_x());
+          const int64_t first = Filter::first(x, x_.pad);
+          emit(o, begin, count, false, [&](int64_t pixel, auto* to) {
+            depth_ == 1 ? stream.plane(first, count, to)
+                        : stream.channels(first, count, depth_, pixel, to);
+          });
+        });
+      }
+      return true;
+    }
+    return false;
+  }
+
+  // The rows that output row o sees, from column `first` of the image on.
+  void list_rows(int64_t o, int64_t first) {
+    const int64_t begin = clip(y_.first(o), 0, y_.in), end = clip(y_.last(o) + 1, begin, y_.in);
+    vertical_.count = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const A* from = loaded_row(i) + (first - load_begin_) * depth_;
+      if constexpr (std::is_same<T, A>::value) {
+        if (direct_) from = problem_.in + in_offset(i, first);
+      }
+      vertical_.add(from, problem_.filter.along_y()[y_.tap(o, i)]);
+    }
+  }
+
   // Output rows [o, o + rows): some columns along y, then along x what these suffice for.
   void filter_separably(int64_t o, int64_t rows) {
     const int64_t phases = problem_.in_phases;
@@ -679,17 +724,9 @@ class Worker {
   // Columns [first, last) of the image.
   void filter_along_y(int64_t o, int64_t first, int64_t last, A* row) {
     if (first == last) return;
-    const int64_t begin = clip(y_.first(o), 0, y_.in), end = clip(y_.last(o) + 1, begin, y_.in);
     // Where the image itself is read, never less than a vector, which would be read beyond its end.
     if (direct_) first = larger(begin_, smaller(first, last - V::lanes));
-    vertical_.count = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      const A* from = loaded_row(i) + (first - load_begin_) * depth_;
-      if constexpr (std::is_same<T, A>::value) {
-        if (direct_) from = problem_.in + in_offset(i, first);
-      }
-      vertical_.add(from, problem_.filter.along_y()[y_.tap(o, i)]);
-    }
+    list_rows(o, first);
     const int64_t step = direct_ && depth_ > 1 ? p_.stride_w : depth_;
     fir<V>(vertical_, Runs(0, last - first, depth_, step, depth_),
            row + (first - seen_begin_) * depth_);
@@ -697,20 +734,30 @@ class Worker {
 
   // Pixels [begin, end) of an output row, from the prepared row `from`, and what follows.
   void filter_along_x(int64_t o, int64_t from, int64_t begin, int64_t end) {
-    const int64_t x = out_x_ + begin, pixels = end - begin;
+    const int64_t pixels = end - begin;
+    from += floor_divide(begin, problem_.out_phases) * depth_ *
+            (splits_input() ? 1 : problem_.in_phases);
+    const bool pair = problem_.out_phases == 2 && width_ > 1 &&
+                      taps_[0].count == taps_[1].count && (depth_ == 1 || depth_ >= V::lanes);
+    emit(o, begin, pixels, splits_output() && !pair, [&](int64_t pixel, auto* to) {
+      filter_row(pair, from, pixels, pixel, to);
+    });
+  }
+
+  // Calls row(pixel, to), which writes `pixels` pixels of output row o that many numbers apart, and
+  // does what follows the filter; apart: they have to be dense and of the accumulation type.
+  template <class Row>
+  void emit(int64_t o, int64_t begin, int64_t pixels, bool apart, Row&& row) {
+    const int64_t x = out_x_ + begin, pixel = problem_.channels_last ? p_.channels : 1;
     const int64_t at =
         problem_.channels_last
             ? ((sample_ * y_.out + o) * x_.out + x) * p_.channels + channel_
             : ((sample_ * p_.channels + channel_) * y_.out + o) * x_.out + x;
-    const int64_t pixel = problem_.channels_last ? p_.channels : 1;
-    from += floor_divide(begin, problem_.out_phases) * depth_ * (splits_input() ? 1 : problem_.in_phases);
-    const bool pair = problem_.out_phases == 2 && width_ > 1 &&
-                      taps_[0].count == taps_[1].count && (depth_ == 1 || depth_ >= V::lanes);
-    if (problem_.tail.e || problem_.add || (splits_output() && !pair)) {
-      filter_row(pair, from, pixels, depth_, row_);
+    if (problem_.tail.e || problem_.add || apart) {
+      row(depth_, row_);
       finish_row(o, x, at, pixels, pixel);
     } else {
-      filter_row(pair, from, pixels, pixel, problem_.out + at);
+      row(pixel, problem_.out + at);
     }
   }
 
