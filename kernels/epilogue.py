@@ -30,6 +30,11 @@ _TILE = 2048  # elements: 16 for each thread of the default 4 warps
 _WAVE = 2048  # programs that fill the largest GPUs once
 
 
+def steps_of(programs: int) -> int:
+    """How many tiles to a partial sum, so that there are few of them and enough programs."""
+    return next(count for count in (16, 4, 1) if count == 1 or programs >= count * _WAVE)
+
+
 class _Walk(NamedTuple):
     """The last arguments of every kernel."""
 
@@ -94,8 +99,7 @@ def _walk(
     steps = 1
     if writes_sum and layout == "pixels":
         # A program leaves one partial sum per channel, so it should see many rows.
-        programs = triton.cdiv(rows, tile_rows) * col_tiles
-        steps = next(count for count in (16, 4, 1) if count == 1 or programs >= count * _WAVE)
+        steps = steps_of(triton.cdiv(rows, tile_rows) * col_tiles)
     return _Walk(
         rows,
         cols,
@@ -185,31 +189,60 @@ def _place(
 
 
 @triton.jit
-def _lookup(pointer, index, ROWS: tl.constexpr, UNITS: tl.constexpr):
+def _lookup(pointer, index, tile):
     """pointer[index] in the layout of the tile: left to itself, a load of fewer elements spreads
     them over the threads in its own way, and repeats the load of a single one."""
     if index.shape[1] * index.shape[2] == 1:
         numbers = tl.load(pointer + tl.reshape(index, [index.shape[0]]))[:, None, None]
     else:
-        numbers = tl.load(pointer + tl.broadcast_to(index, [ROWS, UNITS, 8]))
+        numbers = tl.load(pointer + tl.broadcast_to(index, tile.shape))
     return numbers
 
 
 @triton.jit
-def _affine(
-    v, scale, noise, strength, b, channel, scale_at, noise_at,
-    ROWS: tl.constexpr, UNITS: tl.constexpr,
-):  # fmt: skip
+def affine(v, scale, noise, strength, b, channel, scale_at, noise_at):
     if scale is not None:
-        v *= _lookup(scale, scale_at, ROWS, UNITS)
+        v *= _lookup(scale, scale_at, v)
     if noise is not None:
-        z = _lookup(noise, noise_at, ROWS, UNITS)
+        z = _lookup(noise, noise_at, v)
         if strength is not None:
             z *= tl.load(strength)
         v += z
     if b is not None:
-        v += _lookup(b, channel, ROWS, UNITS).to(v.dtype)
+        v += _lookup(b, channel, v).to(v.dtype)
     return v
+
+
+@triton.jit
+def activate(
+    v, mask, word, lane, unit_inside, inside, alpha, gain, clamp,
+    ACT: tl.constexpr, HAS_CLAMP: tl.constexpr,
+):  # fmt: skip
+    """clamp(gain * act(v)), and the bits of v in its words of the mask, where there is one."""
+    u = gain * value(v, alpha, ACT)
+    if mask is not None:
+        bits = tl.where(v <= 0, 1 << lane, 0)
+        if HAS_CLAMP:
+            # 16 bits apart, so that LLVM does not do this in 16-bit arithmetic, which is slower.
+            bits += tl.where(tl.abs(u) <= clamp, 0, 1 << (lane + 16))
+        bits = tl.sum(tl.where(inside, bits, 0), axis=2, keep_dims=True)
+        tl.store(mask + word, (bits | (bits >> 8)).to(tl.int16), unit_inside)
+    if HAS_CLAMP:
+        limit = tl.full([], clamp, v.dtype)
+        u = tl.maximum(u, -limit, propagate_nan=tl.PropagateNan.ALL)
+        u = tl.minimum(u, limit, propagate_nan=tl.PropagateNan.ALL)
+    return u
+
+
+@triton.jit
+def differentiate(dy, bits, above, below, DROPS_NEGATIVE: tl.constexpr):
+    """d(v) of dy: `above` and `below` 0 are the factors, bit 0 says below and bit 8 clamped."""
+    if DROPS_NEGATIVE:
+        dv = tl.where(bits & 0x101 != 0, 0, above * dy)
+    else:
+        dv = dy * tl.where(bits & 1 != 0, below, above)
+        dv = tl.where(bits & 0x100 != 0, 0, dv)
+    return dv
 
 
 @triton.jit
@@ -248,19 +281,10 @@ def epilogue_forward_kernel(
         NOISE_PER_SAMPLE, LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
     )  # fmt: skip
     v = tl.load(x + offset, inside).to(ACC)
-    v = _affine(v, scale, noise, strength, b, channel, scale_at, noise_at, ROWS, UNITS)
-    u = gain * value(v, alpha, ACT)
-    if mask is not None:
-        bits = tl.where(v <= 0, 1 << lane, 0)
-        if HAS_CLAMP:
-            # 16 bits apart, so that LLVM does not do this in 16-bit arithmetic, which is slower.
-            bits += tl.where(tl.abs(u) <= clamp, 0, 1 << (lane + 16))
-        bits = tl.sum(tl.where(inside, bits, 0), axis=2, keep_dims=True)
-        tl.store(mask + word, (bits | (bits >> 8)).to(tl.int16), unit_inside)
-    if HAS_CLAMP:
-        limit = tl.full([], clamp, ACC)
-        u = tl.maximum(u, -limit, propagate_nan=tl.PropagateNan.ALL)
-        u = tl.minimum(u, limit, propagate_nan=tl.PropagateNan.ALL)
+    v = affine(v, scale, noise, strength, b, channel, scale_at, noise_at)
+    u = activate(
+        v, mask, word, lane, unit_inside, inside, alpha, gain, clamp, ACT, HAS_CLAMP
+    )  # fmt: skip
     tl.store(y + offset, u.to(y.dtype.element_ty), inside)
 
 
@@ -292,11 +316,7 @@ def epilogue_masked_kernel(
             # Before dy: the other way round Triton repeats the arithmetic in a second layout.
             bits = tl.load(mask + word, inside, 0).to(tl.int32) >> lane
             dv = tl.load(dy + offset, inside, 0).to(ACC)
-            if DROPS_NEGATIVE:
-                dv = tl.where(bits & 0x101 != 0, 0, above * dv)
-            else:
-                dv *= tl.where(bits & 1 != 0, below, above)
-                dv = tl.where(bits & 0x100 != 0, 0, dv)
+            dv = differentiate(dv, bits, above, below, DROPS_NEGATIVE)
         if workspace is not None:
             sums += dv
         if scale is not None:
@@ -304,7 +324,7 @@ def epilogue_masked_kernel(
                 row_tile, row, col, rows, cols, channels, inner, pixels,
                 False, LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
             )  # fmt: skip
-            dv *= _lookup(scale, scale_at, ROWS, UNITS)
+            dv *= _lookup(scale, scale_at, dv)
         tl.store(dx + offset, dv.to(dx.dtype.element_ty), inside)
     if workspace is not None:
         _store_sums(
@@ -335,7 +355,7 @@ def epilogue_curved_kernel(
             NOISE_PER_SAMPLE, LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
         )  # fmt: skip
         v = tl.load(x + offset, inside, 0).to(ACC)
-        v = _affine(v, scale, noise, strength, b, channel, scale_at, noise_at, ROWS, UNITS)
+        v = affine(v, scale, noise, strength, b, channel, scale_at, noise_at)
         dv = tl.load(dy + offset, inside, 0).to(ACC)
         if ORDER == 1:
             dv *= gain * slope(v, alpha, ACT)
@@ -345,7 +365,7 @@ def epilogue_curved_kernel(
         if workspace is not None:
             sums += dv
         if scale is not None:
-            dv *= _lookup(scale, scale_at, ROWS, UNITS)
+            dv *= _lookup(scale, scale_at, dv)
         tl.store(dx + offset, dv.to(dx.dtype.element_ty), inside)
     if workspace is not None:
         _store_sums(
@@ -363,7 +383,7 @@ def _add_up(workspace: torch.Tensor, walk: _Walk, total: torch.Tensor) -> None:
     torch.sum(workspace.view(-1, walk.channels, tiles), dim=(0, 2), out=total)
 
 
-def _words(mask: torch.Tensor | None) -> torch.Tensor | None:
+def words(mask: torch.Tensor | None) -> torch.Tensor | None:
     return None if mask is None else mask.view(torch.int16)
 
 
@@ -385,7 +405,7 @@ def epilogue_forward(
     per_sample = scale is not None or noise is not None
     walk = _walk(*geometry, per_sample, writes_mask=mask is not None)
     epilogue_forward_kernel[walk.grid](
-        x, y, _words(mask), scale, noise, strength, b, alpha, gain, clamp,
+        x, y, words(mask), scale, noise, strength, b, alpha, gain, clamp,
         act, clamp != math.inf, noise is not None and noise.ndim == 2, *walk,
     )  # fmt: skip
 
@@ -409,7 +429,7 @@ def epilogue_masked(
     walk = _walk(*geometry, scale is not None, writes_sum=total is not None)
     workspace = None if total is None else _workspace(walk, total)
     epilogue_masked_kernel[walk.grid](
-        dy, _words(mask), dx, workspace, scale, negative_slope, gain, negative_slope == 0, *walk
+        dy, words(mask), dx, workspace, scale, negative_slope, gain, negative_slope == 0, *walk
     )
     if total is not None:
         _add_up(workspace, walk, total)
