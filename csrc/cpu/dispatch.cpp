@@ -11,13 +11,16 @@ namespace {
 struct Level {
   const char* name;
   bool (*supported)();
-  decltype(&baseline::epilogue_forward) forward;
-  decltype(&baseline::epilogue_masked) masked;
-  decltype(&baseline::epilogue_curved) curved;
+  decltype(&baseline::epilogue_forward) epilogue_forward;
+  decltype(&baseline::epilogue_masked) epilogue_masked;
+  decltype(&baseline::epilogue_curved) epilogue_curved;
+  decltype(&baseline::upfirdn2d_forward) upfirdn2d_forward;
+  decltype(&baseline::upfirdn2d_masked) upfirdn2d_masked;
 };
 
-#define STYLEGAN_FAST_LEVEL(level, supported) \
-  {#level, supported, level::epilogue_forward, level::epilogue_masked, level::epilogue_curved}
+#define STYLEGAN_FAST_LEVEL(level, supported)                          \
+  {#level, supported, level::epilogue_forward, level::epilogue_masked, \
+   level::epilogue_curved, level::upfirdn2d_forward, level::upfirdn2d_masked}
 
 // Widest first.
 const Level kLevels[] = {
@@ -46,6 +49,15 @@ const Level* widest() {
 
 const Level* current = widest();
 
+// A mask unit is 8 elements of one row.
+void check_mask(const uint8_t* mask, const Geometry& g, int64_t width) {
+  const int64_t row = g.inner == 1 ? g.channels : width;
+  if (mask && row % 8 != 0) {
+    throw std::invalid_argument("a mask needs rows of a multiple of 8 elements, got " +
+                                std::to_string(row));
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> simd_levels() {
@@ -71,17 +83,29 @@ void set_simd_level(const std::string& name) {
 }
 
 void epilogue_forward(const Epilogue& e, const void* x, void* y, uint8_t* mask, int threads) {
-  current->forward(e, x, y, mask, threads);
+  current->epilogue_forward(e, x, y, mask, threads);
 }
 
 void epilogue_masked(const Epilogue& e, double negative_slope, const void* dy, const uint8_t* mask,
                      void* dx, void* sum, int threads) {
-  current->masked(e, negative_slope, dy, mask, dx, sum, threads);
+  current->epilogue_masked(e, negative_slope, dy, mask, dx, sum, threads);
 }
 
 void epilogue_curved(const Epilogue& e, int order, const void* x, const void* dy, const void* h,
                      void* dx, void* sum, int threads) {
-  current->curved(e, order, x, dy, h, dx, sum, threads);
+  current->epilogue_curved(e, order, x, dy, h, dx, sum, threads);
+}
+
+void upfirdn2d_forward(const Upfirdn2d& p, const Epilogue* epilogue, const void* x, const void* add,
+                       void* y, uint8_t* mask, int threads) {
+  if (epilogue) check_mask(mask, epilogue->geometry, p.out_width);
+  current->upfirdn2d_forward(p, epilogue, x, add, y, mask, threads);
+}
+
+void upfirdn2d_masked(const Upfirdn2d& p, const Epilogue& epilogue, double negative_slope,
+                      const void* dy, const uint8_t* mask, void* dx, void* sum, int threads) {
+  check_mask(mask, epilogue.geometry, p.in_width);
+  current->upfirdn2d_masked(p, epilogue, negative_slope, dy, mask, dx, sum, threads);
 }
 
 }  // namespace stylegan_fast::cpu

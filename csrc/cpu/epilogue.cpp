@@ -5,68 +5,19 @@
 // they are consecutive. A group that crosses such a border gathers its operands lane by lane.
 // Constant operands are 16 equal numbers read with step 0, so one loop serves every run.
 
-#include <cstdlib>
-#include <new>
 #include <type_traits>
 
-#include "../activations.h"
+#include "epilogue_row.h"
 #include "levels.h"
-#include "simd.h"
 
 namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
 namespace {
 
-constexpr int kGroup = 16;
 constexpr int64_t kMaxRun = 256;             // groups; bounds the error of a float accumulator
 constexpr int64_t kLongRun = 1024;            // elements; makes the cost of starting a run small
 constexpr int64_t kMaxPattern = 8192;        // elements of a bias repeated to a long row
 constexpr int64_t kFlush = 4096;              // groups; likewise for the sums of a row
 constexpr int64_t kGroupsPerThread = 1024;   // below this a second thread costs more than it saves
-
-// Plain storage: standard containers would be instantiated with this level's instructions.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) : data_(static_cast<T*>(std::calloc(count + 1, sizeof(T)))) {
-    if (!data_) throw std::bad_alloc();
-  }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* get() const { return data_; }
-  T& operator[](int64_t i) const { return data_[i]; }
-
- private:
-  T* data_;
-};
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
-
-template <class T>
-struct Compute {
-  using Vector = Float;
-};
-template <>
-struct Compute<double> {
-  using Vector = Double;
-};
-
-template <class T, class V>
-void load_padded(const T* p, int64_t count, typename V::Scalar* out) {
-  T padded[kGroup] = {};
-  std::memcpy(padded, p, count * sizeof(T));
-  for (int lane = 0; lane < kGroup; lane += V::lanes) load(padded + lane, V()).store(out + lane);
-}
-
-int64_t greatest_common_divisor(int64_t a, int64_t b) {
-  while (b) {
-    const int64_t rest = a % b;
-    a = b;
-    b = rest;
-  }
-  return a;
-}
 
 // Calls body(i, channel of element i) for the first `count` elements of a buffer.
 template <class Body>
@@ -89,8 +40,7 @@ class Operands {
         bias_(geometry.channels + kGroup),
         scale(static_cast<const A*>(e.scale)),
         noise(static_cast<const A*>(e.noise)),
-        noise_stride(e.noise_per_sample ? geometry.pixels : 0),
-        strength(e.strength ? *static_cast<const A*>(e.strength) : A(1)) {
+        noise_stride(e.noise_per_sample ? geometry.pixels : 0) {
     if (!e.bias) return;
     const Geometry& g = e.geometry;
     Buffer<A> plain(g.channels + kGroup);
@@ -114,7 +64,6 @@ class Operands {
   const A* const scale;
   const A* const noise;
   const int64_t noise_stride;
-  const A strength;
 
  private:
   // Short planes and rows: the bias repeats, and a multiple of its period is a long row of whole
@@ -137,10 +86,9 @@ class Operands {
 template <class A>
 struct Run {
   int64_t first, groups;  // in groups
-  const A *scale, *bias, *noise;
-  int scale_step, bias_step, noise_step;  // 0 or kGroup
-  int64_t channel;                        // of the first element; -1: see lanes
-  const int64_t* lanes;                   // channel of each lane
+  Coefficients<A> coefficients;
+  int64_t channel;       // of the first element; -1: see lanes
+  const int64_t* lanes;  // channel of each lane
 };
 
 // Calls body(run) for runs that cover the groups [begin, end) of a buffer of `numel` elements.
@@ -164,10 +112,10 @@ void for_each_run(const Operands<T>& o, int64_t numel, int64_t begin, int64_t en
     const int64_t groups = smaller((run_end - i) / kGroup, smaller(end - group, kMaxRun));
     int64_t advance = groups * kGroup;
     if (groups > 0) {
-      Run<A> run{group, groups, scale, bias, noise, 0, 0, 0, channel, nullptr};
+      Coefficients<A> c{scale, bias, noise, 0, 0, 0};
       if (g.inner == 1) {
-        run.bias = o.bias() + channel;
-        run.bias_step = kGroup;
+        c.bias = o.bias() + channel;
+        c.bias_step = kGroup;
       } else {
         fill(bias, o.bias()[channel]);
       }
@@ -177,19 +125,19 @@ void for_each_run(const Operands<T>& o, int64_t numel, int64_t begin, int64_t en
         const int64_t at = pixel % g.pixels + sample * o.noise_stride;
         const A* scale_here = o.scale ? o.scale + sample * g.channels + channel : nullptr;
         if (g.inner == 1 && scale_here) {
-          run.scale = scale_here;
-          run.scale_step = kGroup;
+          c.scale = scale_here;
+          c.scale_step = kGroup;
         } else {
           fill(scale, scale_here ? *scale_here : A(1));
         }
         if (g.inner > 1 && o.noise) {
-          run.noise = o.noise + at;
-          run.noise_step = kGroup;
+          c.noise = o.noise + at;
+          c.noise_step = kGroup;
         } else {
           fill(noise, o.noise ? o.noise[at] : A(0));
         }
       }
-      body(run);
+      body(Run<A>{group, groups, c, channel, nullptr});
     } else {
       advance = smaller(kGroup, numel - i);
       int64_t lane_inner = inner, lane_channel = channel, lane_outer = outer;
@@ -209,7 +157,7 @@ void for_each_run(const Operands<T>& o, int64_t numel, int64_t begin, int64_t en
           if (++lane_channel == g.channels) lane_channel = 0, ++lane_outer;
         }
       }
-      body(Run<A>{group, 1, scale, bias, noise, 0, 0, 0, -1, lanes});
+      body(Run<A>{group, 1, {scale, bias, noise, 0, 0, 0}, -1, lanes});
     }
     group += (advance + kGroup - 1) / kGroup;
     i += advance;
@@ -301,61 +249,27 @@ void sum_run(const ChannelSums<T>& sums, int thread, const Run<typename Operands
   }
 }
 
-// Two mask units from one bit an element: bytes in memory order whatever the machine's byte order.
-inline void store_units(uint8_t* units, uint32_t negative, uint32_t kept) {
-  const uint32_t clamped = ~kept;
-  units[0] = static_cast<uint8_t>(negative);
-  units[1] = static_cast<uint8_t>(clamped);
-  units[2] = static_cast<uint8_t>(negative >> 8);
-  units[3] = static_cast<uint8_t>(clamped >> 8);
-}
-
 template <class T, class Act>
 void forward(const Epilogue& e, const T* x, T* y, uint8_t* mask, int threads) {
   using V = typename Operands<T>::V;
   const Operands<T> operands(e);
   const int64_t numel = e.geometry.numel();
-  const V alpha(e.alpha), gain(e.gain), limit(e.clamp), strength(operands.strength);
-  // Without a clamp NaN is not clamped either.
-  const uint32_t unlimited = std::isinf(e.clamp) ? ~0u : 0u;
+  const ForwardConstants<V> constants(e);
 
   const auto walk = [&](auto has_affine, auto has_mask, int64_t begin, int64_t end) {
     constexpr bool kAffine = decltype(has_affine)::value;
     constexpr bool kMask = decltype(has_mask)::value;
-    // Captured and taken by value: what is reached through a reference is reloaded after each store.
-    const auto groups = [alpha, gain, limit, strength, unlimited](auto run, const T* in, T* out,
-                                                       uint8_t* units) {
-      const V lower = -limit, zero(0.0);
-      for (int64_t k = 0; k < run.groups; ++k) {
-        uint32_t negative = 0, kept = 0;
-        for (int lane = 0; lane < kGroup; lane += V::lanes) {
-          V v = load(in + k * kGroup + lane, V());
-          if constexpr (kAffine) {
-            v = V::load(run.scale + k * run.scale_step + lane) * v +
-                V::load(run.noise + k * run.noise_step + lane) * strength;
-          }
-          v = v + V::load(run.bias + k * run.bias_step + lane);
-          const V u = gain * Act::value(v, alpha);
-          if constexpr (kMask) {
-            negative |= bits(v <= zero) << lane;
-            kept |= bits(abs(u) <= limit) << lane;
-          }
-          store(out + k * kGroup + lane, where(u > limit, limit, where(u < lower, lower, u)));
-        }
-        if constexpr (kMask) store_units(units + k * 4, negative, kept | unlimited);
-      }
-    };
     for_each_run(operands, numel, begin, end, [&](const auto& run) {
       const int64_t first = run.first * kGroup;
       const int64_t present = numel - first;
-      if (present >= kGroup) return groups(run, x + first, y + first, mask + run.first * 4);
-      T in[kGroup] = {}, out[kGroup];
-      uint8_t units[4];
-      std::memcpy(in, x + first, present * sizeof(T));
-      groups(run, in, out, units);
-      std::memcpy(y + first, out, present * sizeof(T));
-      for (int byte = 0; kMask && byte < (present + 7) / 8 * 2; ++byte)
-        mask[run.first * 4 + byte] = units[byte] & ((1u << present) - 1) >> (byte / 2 * 8);
+      uint8_t* units = kMask ? mask + run.first * 4 : nullptr;
+      if (present >= kGroup) {
+        forward_groups<Act, kAffine, kMask>(constants, run.coefficients, run.groups, x + first,
+                                            y + first, units);
+      } else {
+        forward_rest<Act, kAffine, kMask>(constants, run.coefficients, present, x + first,
+                                          y + first, units);
+      }
     });
   };
 
@@ -391,7 +305,8 @@ void backward(const Epilogue& e, const T* const (&inputs)[kInputs], const uint8_
       const auto step = [=, &operands](int64_t k, int lane) {
         const V dv = local(operands, run, in, units, k, lane);
         if constexpr (decltype(has_scale)::value) {
-          store(out + k * kGroup + lane, V::load(run.scale + k * run.scale_step + lane) * dv);
+          const auto& c = run.coefficients;
+          store(out + k * kGroup + lane, V::load(c.scale + k * c.scale_step + lane) * dv);
         } else {
           store(out + k * kGroup + lane, dv);
         }
@@ -436,53 +351,41 @@ void masked(const Epilogue& e, double negative_slope, const T* dy, const uint8_t
             void* sum, int threads) {
   using V = typename Operands<T>::V;
   const T* const inputs[1] = {dy};
-  const V zero(0.0), above(e.gain), below(e.gain * negative_slope);
-  // A factor of zero gives zero, also for an infinite dy.
-  const uint32_t drop_all = e.gain == 0 ? ~0u : 0u;
-  const uint32_t drop_negative = e.gain * negative_slope == 0 ? ~0u : 0u;
-  const auto with_mask = [=](const auto&, const auto&, const T* const* in, const uint8_t* units,
-                             int64_t k, int lane) {
-    const uint8_t* unit = units + k * 4 + lane / 8 * 2;
-    uint32_t negative = unit[0] >> (lane & 7), dropped = unit[1] >> (lane & 7);
-    if constexpr (V::lanes > 8) {
-      negative |= static_cast<uint32_t>(unit[2]) << 8;
-      dropped |= static_cast<uint32_t>(unit[3]) << 8;
-    }
-    dropped |= drop_all | (negative & drop_negative);
-    const V factor = where(mask_from_bits(negative, V()), below, above);
-    const V d = load(in[0] + k * kGroup + lane, V());
-    return where(mask_from_bits(dropped, V()), zero, factor * d);
-  };
-  const auto without_mask = [=](const auto&, const auto&, const T* const* in, const uint8_t*,
+  const auto differentiate = [&](auto masked_derivative) {
+    const auto derivative = [=](const auto&, const auto&, const T* const* in, const uint8_t* units,
                                 int64_t k, int lane) {
-    const V d = load(in[0] + k * kGroup + lane, V());
-    return drop_all ? zero : above * d;
+      return masked_derivative(in[0], units, k, lane);
+    };
+    backward<T>(e, inputs, mask, dx, sum, threads, derivative);
   };
-  mask ? backward<T>(e, inputs, mask, dx, sum, threads, with_mask)
-       : backward<T>(e, inputs, mask, dx, sum, threads, without_mask);
+  mask ? differentiate(MaskedDerivative<V, true>(e.gain, negative_slope))
+       : differentiate(MaskedDerivative<V, false>(e.gain, negative_slope));
 }
 
 template <class T, class Act>
 void curved(const Epilogue& e, int order, const T* x, const T* dy, const T* h, T* dx, void* sum,
             int threads) {
   using V = typename Operands<T>::V;
-  const V alpha(e.alpha), gain(e.gain), limit(e.clamp), zero(0.0);
+  const V zero(0.0);
+  const ForwardConstants<V> constants(e);
   const auto differentiate = [=](auto first_order, const auto& inputs) {
     const auto derivative = [=](const auto& operands, const auto& run, const T* const* in,
                                 const uint8_t*, int64_t k, int lane) {
       V v = load(in[0] + k * kGroup + lane, V());
+      const auto& c = run.coefficients;
       if (operands.affine) {
-        v = V::load(run.scale + k * run.scale_step + lane) * v +
-            V::load(run.noise + k * run.noise_step + lane) * V(operands.strength);
+        v = V::load(c.scale + k * c.scale_step + lane) * v +
+            V::load(c.noise + k * c.noise_step + lane) * constants.strength;
       }
-      v = v + V::load(run.bias + k * run.bias_step + lane);
+      v = v + V::load(c.bias + k * c.bias_step + lane);
       V factor = load(in[1] + k * kGroup + lane, V());
       if constexpr (decltype(first_order)::value) {
-        factor = factor * Act::slope(v, alpha);
+        factor = factor * Act::slope(v, constants.alpha);
       } else {
-        factor = factor * load(in[2] + k * kGroup + lane, V()) * Act::curvature(v, alpha);
+        factor = factor * load(in[2] + k * kGroup + lane, V()) * Act::curvature(v, constants.alpha);
       }
-      return where(abs(gain * Act::value(v, alpha)) > limit, zero, gain * factor);
+      const V u = constants.gain * Act::value(v, constants.alpha);
+      return where(abs(u) > constants.limit, zero, constants.gain * factor);
     };
     backward<T>(e, inputs, nullptr, dx, sum, threads, derivative);
   };
@@ -492,16 +395,6 @@ void curved(const Epilogue& e, int order, const T* x, const T* dy, const T* h, T
   } else {
     const T* const inputs[3] = {x, dy, h};
     differentiate(std::false_type(), inputs);
-  }
-}
-
-template <class F>
-void with_dtype(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::float64: return f(double());
-    case DType::float32: return f(float());
-    case DType::float16: return f(float16());
-    case DType::bfloat16: return f(bfloat16());
   }
 }
 

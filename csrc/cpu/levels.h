@@ -1,7 +1,7 @@
 // The SIMD levels that csrc/cpu sources are compiled for, and the functions every level provides.
 #pragma once
 
-#include "../epilogue.h"
+#include "../upfirdn2d.h"
 
 #define STYLEGAN_FAST_DECLARE_LEVEL(level)                                                        \
   namespace stylegan_fast::cpu::level {                                                           \
@@ -10,6 +10,10 @@
                        void* dx, void* sum, int threads);                                         \
   void epilogue_curved(const Epilogue&, int order, const void* x, const void* dy, const void* h,  \
                        void* dx, void* sum, int threads);                                         \
+  void upfirdn2d_forward(const Upfirdn2d&, const Epilogue* epilogue, const void* x,               \
+                         const void* add, void* y, uint8_t* mask, int threads);                   \
+  void upfirdn2d_masked(const Upfirdn2d&, const Epilogue& epilogue, double negative_slope,        \
+                        const void* dy, const uint8_t* mask, void* dx, void* sum, int threads);   \
   }
 
 STYLEGAN_FAST_DECLARE_LEVEL(baseline)

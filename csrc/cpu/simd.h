@@ -118,6 +118,31 @@ inline Mask mask_from_bits(uint32_t packed, Float) {
 
 #endif
 
+// low, high = a0 b0 a1 b1 ...
+inline void interleave(Float a, Float b, Float& low, Float& high) {
+#if defined(__AVX512F__)
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  low = (Float::Native)_mm512_permutex2var_ps((__m512)a.v, first, (__m512)b.v);
+  high = (Float::Native)_mm512_permutex2var_ps((__m512)a.v, second, (__m512)b.v);
+#elif defined(__AVX2__)
+  const __m256 even = _mm256_unpacklo_ps((__m256)a.v, (__m256)b.v);
+  const __m256 odd = _mm256_unpackhi_ps((__m256)a.v, (__m256)b.v);
+  low = (Float::Native)_mm256_permute2f128_ps(even, odd, 0x20);
+  high = (Float::Native)_mm256_permute2f128_ps(even, odd, 0x31);
+#elif defined(__SSE2__)
+  low = (Float::Native)_mm_unpacklo_ps((__m128)a.v, (__m128)b.v);
+  high = (Float::Native)_mm_unpackhi_ps((__m128)a.v, (__m128)b.v);
+#else
+  for (int lane = 0; lane < kLanes / 2; ++lane) {
+    low.v[2 * lane] = a.v[lane];
+    low.v[2 * lane + 1] = b.v[lane];
+    high.v[2 * lane] = a.v[kLanes / 2 + lane];
+    high.v[2 * lane + 1] = b.v[kLanes / 2 + lane];
+  }
+#endif
+}
+
 struct float16 {
   uint16_t bits;
 };

@@ -1,0 +1,804 @@
+// CPU kernels of csrc/upfirdn2d.h, compiled once per SIMD level.
+//
+// The image is cut into tiles of columns: of a plane where the output is NCHW, of a block of
+// channels where it is NHWC. Either way a row is consecutive numbers, `depth` to a pixel, and every
+// step is the same primitive, a weighted sum of shifted rows (`fir`). A filter that is an outer
+// product filters the rows of the input that an output row sees along y, then that one row along x;
+// any other filter sums over all its taps at once. The epilogue follows while the row is in L1.
+
+#include <limits>
+#include <type_traits>
+
+#include "../upfirdn2d.h"
+#include "epilogue_row.h"
+#include "levels.h"
+
+namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
+namespace {
+
+constexpr int64_t kTile = 8192;               // numbers in a tile's row of input: a few rows fit L1
+constexpr int64_t kRing = 1 << 20;            // numbers in all rows that a tall filter sees: L2
+constexpr int64_t kBlock = 64;                // channels
+constexpr int64_t kWorkPerThread = 1 << 16;   // multiplications
+constexpr int kAccumulators = 4;              // vectors
+
+constexpr int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+constexpr int64_t ceil_divide(int64_t a, int64_t b) { return a / b + (a % b > 0); }
+constexpr int64_t clip(int64_t a, int64_t low, int64_t high) {
+  return a < low ? low : a > high ? high : a;
+}
+
+// Output o sees the samples first(o) to last(o), sample i through tap(o, i).
+struct Axis {
+  int64_t in, out, pad;
+  int up, down, taps;
+
+  int64_t at(int64_t o) const { return o * down - pad; }
+  int64_t first(int64_t o) const { return ceil_divide(at(o), up); }
+  int64_t last(int64_t o) const { return floor_divide(at(o) + taps - 1, up); }
+  int64_t tap(int64_t o, int64_t i) const { return i * up - at(o); }
+};
+
+// The filter as it is correlated with the image, gain included: along_y[ky] * along_x[kx], or
+// where that is impossible full[ky * taps_x + kx].
+template <class A>
+class Filter {
+ public:
+  explicit Filter(const Upfirdn2d& p)
+      : separable(true), x_(p.taps_x * (p.separable ? 1 : p.taps_y)), y_(p.taps_y) {
+    const int rows = p.separable ? 1 : p.taps_y;
+    const int64_t size = static_cast<int64_t>(rows) * p.taps_x;
+    const A* taps = static_cast<const A*>(p.taps);
+    for (int64_t k = 0; k < size; ++k)
+      x_[k] = taps ? taps[p.correlate ? k : size - 1 - k] : A(1);
+    if (p.separable) {
+      for (int k = 0; k < p.taps_y; ++k) y_[k] = x_[k];
+    } else {
+      separable = factorise(p.taps_x, p.taps_y);
+    }
+    for (int64_t k = 0; k < (separable ? p.taps_x : size); ++k)
+      x_[k] = static_cast<A>(p.gain * x_[k]);
+  }
+
+  const A* along_x() const { return x_.get(); }
+  const A* along_y() const { return y_.get(); }
+  const A* full() const { return x_.get(); }
+
+  bool separable;
+
+ private:
+  bool factorise(int taps_x, int taps_y) {
+    const int64_t size = static_cast<int64_t>(taps_x) * taps_y;
+    int64_t pivot = 0;
+    for (int64_t k = 0; k < size; ++k)
+      if (std::fabs(x_[k]) > std::fabs(x_[pivot])) pivot = k;
+    const A* row = x_.get() + pivot / taps_x * taps_x;
+    for (int ky = 0; ky < taps_y; ++ky)
+      y_[ky] = x_[pivot] == 0 ? A(0) : x_[ky * taps_x + pivot % taps_x] / x_[pivot];
+    for (int64_t k = 0; k < size; ++k) {
+      const double product = static_cast<double>(y_[k / taps_x]) * row[k % taps_x];
+      const double limit = 2.0 * std::numeric_limits<A>::epsilon() * std::fabs(x_[k]);
+      if (!(std::fabs(product - x_[k]) <= limit)) return false;
+    }
+    std::memmove(x_.get(), row, taps_x * sizeof(A));
+    return true;
+  }
+
+  Buffer<A> x_, y_;
+};
+
+// Some taps: the rows they read, already shifted, and their weights.
+template <class A>
+struct Taps {
+  const A** from;
+  A* weight;
+  int64_t count;
+
+  void add(const A* row, A w) {
+    from[count] = row;
+    weight[count++] = w;
+  }
+};
+
+// `runs` runs of `count` consecutive numbers.
+struct Runs {
+  int64_t runs, count, from_step, to_step;
+
+  Runs(int64_t runs, int64_t count, int64_t from_step, int64_t to_step)
+      : runs(runs), count(count), from_step(from_step), to_step(to_step) {
+    if (runs > 1 && from_step == count && to_step == count) this->count *= runs, this->runs = 1;
+  }
+};
+
+template <class D, class V>
+void store_some(D* to, int64_t count, V v) {
+  D whole[V::lanes];
+  store(whole, v);
+  std::memcpy(to, whole, count * sizeof(D));
+}
+
+// The weighted sum over taps of one vector at an offset. kTaps = 0: any number of taps.
+template <int kTaps, class V>
+struct Sum {
+  using A = typename V::Scalar;
+  V weight[kTaps];
+  const A* from[kTaps];
+
+  explicit Sum(const Taps<A>& taps) {
+    for (int k = 0; k < kTaps; ++k) {
+      weight[k] = V(taps.weight[k]);
+      from[k] = taps.from[k];
+    }
+  }
+  V operator()(int64_t at) const {
+    V sum = weight[0] * V::load(from[0] + at);
+    for (int k = 1; k < kTaps; ++k) sum = sum + weight[k] * V::load(from[k] + at);
+    return sum;
+  }
+};
+template <class V>
+struct Sum<0, V> {
+  using A = typename V::Scalar;
+  Taps<A> taps;
+
+  explicit Sum(const Taps<A>& t) : taps(t) {}
+  V operator()(int64_t at) const {
+    V sum(0.0);
+    for (int64_t k = 0; k < taps.count; ++k)
+      sum = sum + V(taps.weight[k]) * V::load(taps.from[k] + at);
+    return sum;
+  }
+};
+
+// to[r * to_step + j] = sum of weight[k] * from[k][r * from_step + j]. Reads whole vectors only
+// where count >= V::lanes, else up to a vector too much.
+template <int kTaps, class V, class D>
+void fir(const Taps<typename V::Scalar>& taps, const Runs& runs, D* to) {
+  const Sum<kTaps, V> sum(taps);
+  const int64_t count = runs.count, last = count - V::lanes;
+  for (int64_t r = 0; r < runs.runs; ++r, to += runs.to_step) {
+    const int64_t at = r * runs.from_step;
+    int64_t j = 0;
+    if constexpr (kTaps == 0) {
+      for (; j <= count - kAccumulators * V::lanes; j += kAccumulators * V::lanes) {
+        V sums[kAccumulators];
+        for (V& part : sums) part = V(0.0);
+        for (int64_t k = 0; k < taps.count; ++k) {
+          const V weight(taps.weight[k]);
+          const auto* from = taps.from[k] + at + j;
+          for (int i = 0; i < kAccumulators; ++i)
+            sums[i] = sums[i] + weight * V::load(from + i * V::lanes);
+        }
+        for (int i = 0; i < kAccumulators; ++i) store(to + j + i * V::lanes, sums[i]);
+      }
+    }
+    for (; j <= last; j += V::lanes) store(to + j, sum(at + j));
+    if (j == count) continue;
+    if (last >= 0) {
+      store(to + last, sum(at + last));
+    } else {
+      store_some(to, count, sum(at));
+    }
+  }
+}
+
+// to[2 * j] and to[2 * j + 1] are the sums over the even and the odd taps; `count` numbers in all.
+template <int kTaps, class V, class D>
+void fir_interleaved(const Taps<typename V::Scalar>& even, const Taps<typename V::Scalar>& odd,
+                     int64_t count, D* to) {
+  const Sum<kTaps, V> sum_even(even), sum_odd(odd);
+  V low, high;
+  int64_t i = 0;
+  for (; i <= count - 2 * V::lanes; i += 2 * V::lanes) {
+    interleave(sum_even(i / 2), sum_odd(i / 2), low, high);
+    store(to + i, low);
+    store(to + i + V::lanes, high);
+  }
+  if (i == count) return;
+  interleave(sum_even(i / 2), sum_odd(i / 2), low, high);
+  store_some(to + i, smaller(V::lanes, count - i), low);
+  if (count - i > V::lanes) store_some(to + i + V::lanes, count - i - V::lanes, high);
+}
+
+// Calls f with the number of taps as a constant if the real workloads have it, else with 0.
+template <class F>
+void with_taps(int64_t count, F&& f) {
+  switch (count) {
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+    case 3: return f(std::integral_constant<int, 3>());
+    case 4: return f(std::integral_constant<int, 4>());
+    case 6: return f(std::integral_constant<int, 6>());
+    case 12: return f(std::integral_constant<int, 12>());
+    default: return f(std::integral_constant<int, 0>());
+  }
+}
+
+template <class V, class D>
+void fir(const Taps<typename V::Scalar>& taps, const Runs& runs, D* to) {
+  with_taps(taps.count, [&](auto count) { fir<decltype(count)::value, V>(taps, runs, to); });
+}
+
+// Pixel t * phases + r of a row to pixel t of phase r, and back.
+template <class A>
+void split(const A* __restrict row, int64_t pixels, int depth, int phases, int64_t phase_length,
+           A* __restrict to) {
+  if (depth == 1 && phases == 2) {
+    A* odd = to + phase_length;
+    for (int64_t t = 0; t < pixels / 2; ++t) to[t] = row[2 * t], odd[t] = row[2 * t + 1];
+    if (pixels % 2) to[pixels / 2] = row[pixels - 1];
+    return;
+  }
+  for (int r = 0; r < phases; ++r)
+    for (int64_t i = r, t = 0; i < pixels; i += phases, ++t)
+      for (int c = 0; c < depth; ++c)
+        to[r * phase_length + t * depth + c] = row[i * depth + c];
+}
+
+template <class A>
+void unsplit(const A* __restrict from, int64_t pixels, int depth, int phases, int64_t phase_length,
+             A* __restrict row) {
+  for (int r = 0; r < phases; ++r)
+    for (int64_t i = r, t = 0; i < pixels; i += phases, ++t)
+      for (int c = 0; c < depth; ++c)
+        row[i * depth + c] = from[r * phase_length + t * depth + c];
+}
+
+// How input becomes numbers of the accumulation type: as it is, or as d(v).
+struct Plain {
+  template <class T>
+  auto operator()(const T* in, const uint8_t*, int64_t k, int lane) const {
+    return load(in + k * kGroup + lane, typename Compute<T>::Vector());
+  }
+};
+
+// An epilogue on a row in L1.
+template <class V>
+struct Tail {
+  using A = typename V::Scalar;
+  using Apply = void (*)(const ForwardConstants<V>&, const Coefficients<A>&, int64_t count,
+                         const A* in, A* out, uint8_t* units);
+
+  const Epilogue* e;
+  uint8_t* mask;
+  Apply apply;
+
+  Tail(const Epilogue* epilogue, uint8_t* units) : e(epilogue), mask(units), apply(nullptr) {
+    if (!e) return;
+    with_activation(e->act, [this](auto act) {
+      using Act = decltype(act);
+      apply = mask ? run<Act, true> : run<Act, false>;
+    });
+  }
+
+  template <class Act, bool kMask>
+  static void run(const ForwardConstants<V>& constants, const Coefficients<A>& c, int64_t count,
+                  const A* in, A* out, uint8_t* units) {
+    const int64_t groups = count / kGroup, done = groups * kGroup;
+    forward_groups<Act, true, kMask>(constants, c, groups, in, out, units);
+    if (done == count) return;
+    const Coefficients<A> rest{c.scale + groups * c.scale_step, c.bias + groups * c.bias_step,
+                               c.noise + groups * c.noise_step, 0, 0, 0};
+    forward_rest<Act, true, kMask>(constants, rest, count - done, in + done, out + done,
+                                   kMask ? units + groups * 4 : nullptr);
+  }
+};
+
+// One problem, and how it is cut into tiles.
+template <class T, class Source>
+struct Problem {
+  using V = typename Compute<T>::Vector;
+  using A = typename V::Scalar;
+
+  Problem(const Upfirdn2d& p, const Source& source, const T* in, const uint8_t* in_mask,
+          const Epilogue* epilogue, const T* add, T* out, uint8_t* out_mask, bool with_sums)
+      : p(p), source(source), in(in), in_mask(in_mask), add(add), out(out),
+        tail(epilogue, out_mask), with_sums(with_sums), filter(p),
+        x{p.in_width, p.out_width, p.pad_x, p.up_x, p.down_x, p.taps_x},
+        y{p.in_height, p.out_height, p.pad_y, p.up_y, p.down_y, p.taps_y} {
+    // An image of one pixel is both: as NHWC its mask units are whole.
+    channels_last = p.channels_last || p.out_height * p.out_width == 1;
+    depth = !channels_last ? 1 : static_cast<int>(p.channels <= 2 * kBlock ? p.channels : kBlock);
+    blocks = ceil_divide(p.channels, depth);
+    const int64_t common = greatest_common_divisor(p.up_x, p.down_x);
+    out_phases = static_cast<int>(p.up_x / common);
+    in_phases = static_cast<int>(p.down_x / common);
+    narrow = depth < V::lanes;
+    rows = smaller((p.taps_y - 1) / p.up_y + 1, p.in_height);
+    const int64_t pixels = larger(smaller(kTile, kRing / rows) / depth, kGroup);
+    width = larger(pixels * p.up_x / p.down_x, 1);
+    width = smaller(ceil_divide(width, kGroup) * kGroup, p.out_width);
+    columns = ceil_divide(p.out_width, width);
+    tiles = p.samples * blocks * columns;
+    // Columns of input: what the outputs see; in whole mask units, and with what the tile owns.
+    seen = (width * p.down_x + p.taps_x) / p.up_x + 2 + in_phases;
+    input = with_sums ? p.in_width : smaller(seen + kGroup, p.in_width);
+  }
+
+  int threads(int most) const {
+    const double taps = filter.separable
+                            ? static_cast<double>(p.taps_x) / p.up_x +
+                                  static_cast<double>(p.taps_y) / p.up_y
+                            : static_cast<double>(p.taps_x) * p.taps_y / p.up_x / p.up_y;
+    const double pixels = static_cast<double>(p.out_height) * p.out_width * (taps + 1) +
+                          static_cast<double>(p.in_height) * p.in_width;
+    const double useful = pixels * p.samples * p.channels / kWorkPerThread;
+    return useful < most ? static_cast<int>(larger(1, useful)) : static_cast<int>(larger(1, most));
+  }
+
+  const Upfirdn2d& p;
+  const Source source;
+  const T* const in;
+  const uint8_t* const in_mask;
+  const T* const add;
+  T* const out;
+  const Tail<V> tail;
+  const bool with_sums;
+  const Filter<A> filter;
+  const Axis x, y;
+  int depth, out_phases, in_phases;
+  bool channels_last;
+  bool narrow;  // a pixel is less than a vector, so phases are stored apart
+  int64_t blocks, width, columns, tiles, rows, input, seen;
+};
+
+// What one thread computes.
+template <class T, class Source>
+class Worker {
+ public:
+  using V = typename Compute<T>::Vector;
+  using A = typename V::Scalar;
+
+  Worker(const Problem<T, Source>& problem, double* totals)
+      : problem_(problem), p_(problem.p), x_(problem.x), y_(problem.y), depth_(problem.depth),
+        totals_(totals), loaded_length_(padded(problem.input * depth_)),
+        phase_length_(problem.narrow ? problem.seen / problem.in_phases * depth_ + depth_ : 0),
+        prepared_length_(padded(larger(problem.seen * depth_, phase_length_ * problem.in_phases))),
+        out_length_(padded(problem.width * depth_)),
+        out_phase_length_(padded((problem.width / problem.out_phases + 1) * depth_)),
+        numbers_(loaded_length_ * (problem.filter.separable ? problem.rows : 1) +
+                 prepared_length_ * (problem.filter.separable ? 2 : problem.rows + 1) +
+                 out_length_ + 3 * pattern_length() +
+                 (splits_output() ? out_phase_length_ * problem.out_phases : 0) +
+                 weights() + padded(depth_)),
+        pointers_(weights()), taps_(problem.out_phases) {
+    A* at = numbers_.get();
+    const auto take = [&](int64_t count) { return (at += count) - count; };
+    loaded_ = take(loaded_length_ * (problem.filter.separable ? problem.rows : 1));
+    prepared_ = take(prepared_length_ * (problem.filter.separable ? 1 : problem.rows));
+    filtered_ = take(prepared_length_);
+    row_ = take(out_length_);
+    scale_ = take(pattern_length());
+    bias_ = take(pattern_length());
+    noise_ = take(pattern_length());
+    phases_ = splits_output() ? take(out_phase_length_ * problem.out_phases) : nullptr;
+    part_ = take(padded(depth_));
+    const A** from = pointers_.get();
+    vertical_ = {from, take(problem.rows), 0};
+    from += problem.rows;
+    const int64_t most = taps_of_a_phase();
+    for (int r = 0; r < problem.out_phases; ++r) {
+      taps_[r] = {from, take(most), 0};
+      from += most;
+    }
+  }
+
+  // Output rows [begin, end) of all tiles, counted through.
+  void run(int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t first = begin % p_.out_height;
+      const int64_t last = smaller(p_.out_height, first + end - begin);
+      start_tile(begin / p_.out_height);
+      run_rows(first, last);
+      begin += last - first;
+    }
+  }
+
+ private:
+  static int64_t padded(int64_t count) { return (count + 2 * kGroup) / kGroup * kGroup; }
+  bool splits_output() const { return problem_.narrow && problem_.out_phases > 1; }
+  int64_t pattern_length() const { return problem_.tail.e ? out_length_ : 0; }
+  int64_t taps_of_a_phase() const {
+    const int64_t taps = (p_.taps_x - 1) / p_.up_x + 1;
+    return problem_.filter.separable ? taps : taps * problem_.rows;
+  }
+  int64_t weights() const { return problem_.rows + problem_.out_phases * taps_of_a_phase(); }
+
+  void start_tile(int64_t tile) {
+    const int64_t column = tile % problem_.columns;
+    const int64_t block = tile / problem_.columns % problem_.blocks;
+    sample_ = tile / problem_.columns / problem_.blocks;
+    channel_ = block * problem_.depth;
+    depth_ = static_cast<int>(smaller(problem_.depth, p_.channels - channel_));
+    out_x_ = column * problem_.width;
+    width_ = smaller(problem_.width, p_.out_width - out_x_);
+    const int64_t out_end = out_x_ + width_;
+
+    // Columns of the input: seen, inside the image, owned, loaded.
+    seen_begin_ = x_.first(out_x_);
+    seen_end_ = larger(x_.last(out_end - 1) + 1, seen_begin_);
+    begin_ = clip(seen_begin_, 0, x_.in);
+    end_ = clip(seen_end_, 0, x_.in);
+    own_begin_ = x_.in * column / problem_.columns;
+    own_end_ = x_.in * (column + 1) / problem_.columns;
+    load_begin_ = begin_;
+    load_end_ = end_;
+    if (problem_.with_sums) {
+      load_begin_ = begin_ < end_ ? smaller(begin_, own_begin_) : own_begin_;
+      load_end_ = begin_ < end_ ? larger(end_, own_end_) : own_end_;
+    }
+    if (problem_.in_mask) {
+      load_begin_ = load_begin_ / 8 * 8;
+      load_end_ = smaller(ceil_divide(load_end_, 8) * 8, x_.in);
+    }
+    const int64_t in_step = p_.stride_w;
+    const bool unit = depth_ == 1 ? in_step == 1 || end_ - begin_ == 1 : p_.stride_c == 1;
+    const int64_t run = depth_ == 1 || in_step == depth_ ? (end_ - begin_) * depth_ : depth_;
+    direct_ = std::is_same<T, A>::value && std::is_same<Source, Plain>::value && unit &&
+              run >= V::lanes;
+
+    // Borders of zeros around what will be written.
+    std::memset(filtered_, 0, prepared_length_ * sizeof(A));
+    if (problem_.filter.separable) {
+      for (int r = 0; r < problem_.out_phases; ++r) {
+        taps_[r].count = 0;
+        add_row_taps(r, prepared_row(), problem_.filter.along_x());
+      }
+    }
+    start_tail();
+  }
+
+  // What the taps along x of the outputs of phase r read of a prepared row.
+  void add_row_taps(int r, const A* row, const A* weights) {
+    const int64_t o = out_x_ + r;
+    if (r >= width_) return;
+    for (int64_t i = x_.first(o); i <= x_.last(o); ++i) {
+      const int64_t at = i - seen_begin_;
+      const A* from = row + at * depth_;
+      if (splits_input()) {
+        from = row + at % problem_.in_phases * phase_length_ + at / problem_.in_phases * depth_;
+      }
+      taps_[r].add(from, weights[x_.tap(o, i)]);
+    }
+  }
+
+  bool splits_input() const { return problem_.narrow && problem_.in_phases > 1; }
+  const A* prepared_row() const { return splits_input() ? prepared_ : filtered_; }
+
+  void run_rows(int64_t first, int64_t last) {
+    int64_t own = y_.in * first / y_.out;
+    const int64_t own_end = y_.in * last / y_.out;
+    int64_t next = problem_.with_sums ? own : 0;
+    const auto advance = [&](int64_t end) {
+      for (; next < end; ++next) {
+        ready(next);
+        if (problem_.with_sums && own <= next && next < own_end) add_to_sums(next);
+      }
+    };
+    bool started = false;
+    for (int64_t o = first; o < last; ++o) {
+      const int64_t begin = clip(y_.first(o), 0, y_.in), end = clip(y_.last(o) + 1, begin, y_.in);
+      if (!problem_.with_sums) {
+        next = started ? larger(next, begin) : begin;
+      } else if (!started && begin < end) {
+        next = smaller(next, begin);
+      }
+      started = started || begin < end;
+      advance(end);
+      if (problem_.filter.separable) {
+        filter_along_y(o, begin, end);
+      } else {
+        for (int r = 0; r < problem_.out_phases; ++r) {
+          taps_[r].count = 0;
+          for (int64_t i = begin; i < end; ++i)
+            add_row_taps(r, prepared_ + i % problem_.rows * prepared_length_,
+                         problem_.filter.full() + y_.tap(o, i) * x_.taps);
+        }
+      }
+      filter_along_x(o);
+    }
+    if (problem_.with_sums) advance(own_end);
+  }
+
+  // Brings row i of the input to where the filters read it.
+  void ready(int64_t i) {
+    if (problem_.filter.separable) {
+      if (!direct_) load_row(i, loaded_row(i));
+      return;
+    }
+    A* slot = prepared_ + i % problem_.rows * prepared_length_;
+    load_row(i, loaded_);
+    A* row = splits_input() ? filtered_ : slot;
+    if (row == slot) std::memset(slot, 0, prepared_length_ * sizeof(A));
+    if (begin_ < end_) {
+      std::memcpy(row + (begin_ - seen_begin_) * depth_,
+                  loaded_ + (begin_ - load_begin_) * depth_, (end_ - begin_) * depth_ * sizeof(A));
+    }
+    if (row != slot) split_row(slot);
+  }
+
+  A* loaded_row(int64_t i) const {
+    return loaded_ + (problem_.filter.separable ? i % problem_.rows * loaded_length_ : 0);
+  }
+
+  void split_row(A* to) const {
+    split(filtered_, seen_end_ - seen_begin_, depth_, problem_.in_phases, phase_length_, to);
+  }
+
+  int64_t in_offset(int64_t row, int64_t column) const {
+    return sample_ * p_.stride_n + channel_ * p_.stride_c + row * p_.stride_h +
+           column * p_.stride_w;
+  }
+
+  void load_row(int64_t i, A* to) const {
+    const int64_t pixels = load_end_ - load_begin_, start = in_offset(i, load_begin_);
+    const int64_t step = p_.stride_w;
+    const bool unit = depth_ == 1 ? step == 1 : p_.stride_c == 1;
+    if (unit && (!problem_.in_mask || (start % 8 == 0 && (depth_ == 1 || step % 8 == 0)))) {
+      const Runs runs = depth_ == 1 ? Runs(1, pixels, 0, 0) : Runs(pixels, depth_, step, depth_);
+      for (int64_t r = 0; r < runs.runs; ++r)
+        load_run(start + r * runs.from_step, runs.count, to + r * runs.to_step);
+    } else {
+      gather_row(start, pixels * depth_, to);
+    }
+  }
+
+  void load_run(int64_t start, int64_t count, A* to) const {
+    const T* in = problem_.in + start;
+    const uint8_t* units = problem_.in_mask ? problem_.in_mask + start / 8 * 2 : nullptr;
+    const int64_t groups = count / kGroup, rest = count % kGroup;
+    load_groups(in, units, groups, to);
+    if (rest == 0) return;
+    T padded[kGroup] = {};
+    uint8_t padded_units[4] = {};
+    std::memcpy(padded, in + groups * kGroup, rest * sizeof(T));
+    if (units) std::memcpy(padded_units, units + groups * 4, (rest + 7) / 8 * 2);
+    load_groups(padded, padded_units, 1, to + groups * kGroup);
+  }
+
+  void load_groups(const T* in, const uint8_t* units, int64_t groups, A* to) const {
+    const Source source = problem_.source;
+    for (int64_t k = 0; k < groups; ++k)
+      for (int lane = 0; lane < kGroup; lane += V::lanes)
+        source(in, units, k, lane).store(to + k * kGroup + lane);
+  }
+
+  void gather_row(int64_t start, int64_t count, A* to) const {
+    for (int64_t done = 0; done < count; done += kGroup) {
+      T values[kGroup] = {};
+      uint8_t units[4] = {};
+      for (int lane = 0; lane < smaller(kGroup, count - done); ++lane) {
+        const int64_t j = done + lane;
+        const int64_t at = start + j / depth_ * p_.stride_w + j % depth_ * p_.stride_c;
+        values[lane] = problem_.in[at];
+        if (!problem_.in_mask) continue;
+        for (int plane = 0; plane < 2; ++plane)
+          units[lane / 8 * 2 + plane] |=
+              (problem_.in_mask[at / 8 * 2 + plane] >> at % 8 & 1) << lane % 8;
+      }
+      load_groups(values, units, 1, to + done);
+    }
+  }
+
+  void add_to_sums(int64_t i) {
+    const A* row = loaded_row(i) + (own_begin_ - load_begin_) * depth_;
+    const int64_t pixels = own_end_ - own_begin_;
+    double* totals = totals_ + channel_;
+    if (depth_ == 1) {
+      V sum(0.0);
+      int64_t j = 0;
+      for (; j <= pixels - V::lanes; j += V::lanes) sum = sum + V::load(row + j);
+      totals[0] += sum.sum();
+      for (; j < pixels; ++j) totals[0] += row[j];
+      return;
+    }
+    for (int c = 0; c < depth_; c += V::lanes) {
+      V sum(0.0);
+      for (int64_t t = 0; t < pixels; ++t) sum = sum + V::load(row + t * depth_ + c);
+      sum.store(part_ + c);
+    }
+    for (int c = 0; c < depth_; ++c) totals[c] += part_[c];
+  }
+
+  void filter_along_y(int64_t o, int64_t begin, int64_t end) {
+    if (begin_ < end_) {
+      vertical_.count = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        const A* row = loaded_row(i) + (begin_ - load_begin_) * depth_;
+        if constexpr (std::is_same<T, A>::value) {
+          if (direct_) row = problem_.in + in_offset(i, begin_);
+        }
+        vertical_.add(row, problem_.filter.along_y()[y_.tap(o, i)]);
+      }
+      const int64_t pixels = end_ - begin_, step = direct_ && depth_ > 1 ? p_.stride_w : depth_;
+      fir<V>(vertical_, Runs(pixels, depth_, step, depth_),
+             filtered_ + (begin_ - seen_begin_) * depth_);
+    }
+    if (splits_input()) split_row(prepared_);
+  }
+
+  // One output row, and what follows it.
+  void filter_along_x(int64_t o) {
+    const int64_t at = problem_.channels_last
+                           ? ((sample_ * y_.out + o) * x_.out + out_x_) * p_.channels + channel_
+                           : ((sample_ * p_.channels + channel_) * y_.out + o) * x_.out + out_x_;
+    const int64_t pixel = problem_.channels_last ? p_.channels : 1;
+    const bool pair = splits_output() && problem_.out_phases == 2 && depth_ == 1 &&
+                      taps_[0].count == taps_[1].count;
+    if (problem_.tail.e || problem_.add || (splits_output() && !pair)) {
+      filter_row(pair, depth_, row_);
+      finish_row(o, at, pixel);
+    } else {
+      filter_row(pair, pixel, problem_.out + at);
+    }
+  }
+
+  template <class D>
+  void filter_row(bool pair, int64_t pixel, D* to) {
+    if constexpr (V::lanes > 1) {
+      if (pair) {
+        with_taps(taps_[0].count, [&](auto count) {
+          fir_interleaved<decltype(count)::value, V>(taps_[0], taps_[1], width_, to);
+        });
+        return;
+      }
+      if constexpr (std::is_same<D, A>::value) {
+        if (splits_output()) {
+          for (int r = 0; r < smaller(problem_.out_phases, width_); ++r) {
+            const int64_t pixels = (width_ - r - 1) / problem_.out_phases + 1;
+            fir<V>(taps_[r], Runs(1, pixels * depth_, 0, 0), phases_ + r * out_phase_length_);
+          }
+          unsplit(phases_, width_, depth_, problem_.out_phases, out_phase_length_, to);
+          return;
+        }
+      }
+    }
+    const int64_t step = splits_input() ? depth_ : static_cast<int64_t>(problem_.in_phases) * depth_;
+    for (int r = 0; r < smaller(problem_.out_phases, width_); ++r) {
+      const int64_t pixels = (width_ - r - 1) / problem_.out_phases + 1;
+      fir<V>(taps_[r], Runs(pixels, depth_, step, problem_.out_phases * pixel), to + r * pixel);
+    }
+  }
+
+  // Scale and bias of a tile: constants of a plane, patterns of a row of pixels.
+  void start_tail() {
+    const Epilogue* e = problem_.tail.e;
+    if (!e) return;
+    const int64_t length = depth_ == 1 ? kGroup : run_length();
+    const A* scale = static_cast<const A*>(e->scale);
+    const T* bias = static_cast<const T*>(e->bias);
+    for (int64_t c = 0; c < depth_; c += kGroup) {
+      const int64_t count = smaller(kGroup, depth_ - c);
+      if (bias) load_padded<T, V>(bias + channel_ + c, count, bias_ + c);
+    }
+    const A* scales = scale ? scale + sample_ * p_.channels + channel_ : nullptr;
+    for (int64_t j = 0; j < depth_; ++j) scale_[j] = scales ? scales[j] : A(1);
+    for (int64_t j = depth_; j < length; ++j) {
+      scale_[j] = scale_[j - depth_];
+      bias_[j] = bias_[j - depth_];
+    }
+    std::memset(noise_, 0, kGroup * sizeof(A));
+  }
+
+  bool dense() const { return !problem_.channels_last || depth_ == p_.channels; }
+  int64_t run_length() const { return dense() ? width_ * depth_ : depth_; }
+
+  void finish_row(int64_t o, int64_t at, int64_t pixel) {
+    const Epilogue* e = problem_.tail.e;
+    const int64_t count = run_length(), runs = width_ * depth_ / count;
+    const A* noise = nullptr;
+    if (e && e->noise) {
+      noise = static_cast<const A*>(e->noise) + o * x_.out + out_x_;
+      if (e->noise_per_sample) noise += sample_ * y_.out * x_.out;
+    }
+    Coefficients<A> c{scale_, bias_, noise_, 0, 0, 0};
+    if (depth_ > 1) c.scale_step = c.bias_step = kGroup;
+    if (noise) c.noise_step = kGroup;
+    for (int64_t r = 0; r < runs; ++r, at += pixel) {
+      A* row = row_ + r * count;
+      if (e) {
+        if (noise && depth_ == 1) {
+          c.noise = noise + r;
+        } else if (noise) {
+          for (int64_t t = 0; t < count / depth_; ++t)
+            for (int j = 0; j < depth_; ++j) noise_[t * depth_ + j] = noise[r + t];
+        }
+        uint8_t* units = problem_.tail.mask ? problem_.tail.mask + at / 8 * 2 : nullptr;
+        const ForwardConstants<V> constants(*e);
+        if constexpr (std::is_same<T, A>::value) {
+          if (!problem_.add) {
+            problem_.tail.apply(constants, c, count, row, problem_.out + at, units);
+            continue;
+          }
+        }
+        problem_.tail.apply(constants, c, count, row, row, units);
+      }
+      write_run(row, at, count);
+    }
+  }
+
+  void write_run(const A* row, int64_t at, int64_t count) const {
+    const T* add = problem_.add ? problem_.add + at : nullptr;
+    T* out = problem_.out + at;
+    int64_t j = 0;
+    for (; j <= count - V::lanes; j += V::lanes) {
+      V v = V::load(row + j);
+      if (add) v = v + load(add + j, V());
+      store(out + j, v);
+    }
+    if (j == count) return;
+    V v = V::load(row + j);
+    if (add) {
+      alignas(64) A rest[kGroup];
+      load_padded<T, V>(add + j, count - j, rest);
+      v = v + V::load(rest);
+    }
+    store_some(out + j, count - j, v);
+  }
+
+  const Problem<T, Source>& problem_;
+  const Upfirdn2d& p_;
+  const Axis x_, y_;
+  int depth_;
+  double* const totals_;
+  const int64_t loaded_length_, phase_length_, prepared_length_, out_length_, out_phase_length_;
+  const Buffer<A> numbers_;
+  const Buffer<const A*> pointers_;
+  const Buffer<Taps<A>> taps_;
+  Taps<A> vertical_;
+  A *loaded_, *prepared_, *filtered_, *row_, *phases_, *scale_, *bias_, *noise_, *part_;
+  bool direct_;  // rows of the input are read where they are
+  int64_t sample_, channel_, out_x_, width_;
+  int64_t seen_begin_, seen_end_, begin_, end_, own_begin_, own_end_, load_begin_, load_end_;
+};
+
+template <class T, class Source>
+void run(const Upfirdn2d& p, const Source& source, const void* in, const uint8_t* in_mask,
+         const Epilogue* epilogue, const void* add, void* out, uint8_t* out_mask, void* sum,
+         int threads) {
+  using A = typename Compute<T>::Vector::Scalar;
+  const Problem<T, Source> problem(p, source, static_cast<const T*>(in), in_mask, epilogue,
+                                   static_cast<const T*>(add), static_cast<T*>(out), out_mask,
+                                   sum != nullptr);
+  const int used = problem.threads(threads);
+  const int64_t rows = problem.tiles * p.out_height;
+  const Buffer<double> totals(sum ? used * p.channels : 0);
+#pragma omp parallel for num_threads(used) schedule(static, 1) if (used > 1)
+  for (int thread = 0; thread < used; ++thread) {
+    Worker<T, Source> worker(problem, totals.get() + (sum ? thread * p.channels : 0));
+    worker.run(rows * thread / used, rows * (thread + 1) / used);
+  }
+  for (int64_t c = 0; sum && c < p.channels; ++c) {
+    double total = 0;
+    for (int thread = 0; thread < used; ++thread) total += totals[thread * p.channels + c];
+    static_cast<A*>(sum)[c] = static_cast<A>(total);
+  }
+}
+
+}  // namespace
+
+void upfirdn2d_forward(const Upfirdn2d& p, const Epilogue* epilogue, const void* x, const void* add,
+                       void* y, uint8_t* mask, int threads) {
+  with_dtype(p.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    run<T>(p, Plain(), x, nullptr, epilogue, add, y, mask, nullptr, threads);
+  });
+}
+
+void upfirdn2d_masked(const Upfirdn2d& p, const Epilogue& epilogue, double negative_slope,
+                      const void* dy, const uint8_t* mask, void* dx, void* sum, int threads) {
+  const Epilogue scaling{p.dtype, epilogue.geometry, Linear::code, 0.0, 1.0,
+                         std::numeric_limits<double>::infinity(), epilogue.scale};
+  with_dtype(p.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    using V = typename Compute<T>::Vector;
+    const auto apply = [&](auto derivative) {
+      run<T>(p, derivative, dy, mask, epilogue.scale ? &scaling : nullptr, nullptr, dx, nullptr,
+             sum, threads);
+    };
+    mask ? apply(MaskedDerivative<V, true>(epilogue.gain, negative_slope))
+         : apply(MaskedDerivative<V, false>(epilogue.gain, negative_slope));
+  });
+}
+
+}  // namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD
