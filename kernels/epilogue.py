@@ -27,12 +27,12 @@ import triton.language as tl
 from .activations import curvature, slope, value
 
 _TILE = 2048  # elements: 16 for each thread of the default 4 warps
-_WAVE = 2048  # programs that fill the largest GPUs once
+WAVE = 2048  # programs that fill the largest GPUs once
 
 
 def steps_of(programs: int) -> int:
     """How many tiles to a partial sum, so that there are few of them and enough programs."""
-    return next(count for count in (16, 4, 1) if count == 1 or programs >= count * _WAVE)
+    return next(count for count in (16, 4, 1) if count == 1 or programs >= count * WAVE)
 
 
 class _Walk(NamedTuple):

@@ -32,7 +32,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .epilogue import activate, affine, differentiate, steps_of, words
+from .epilogue import WAVE, activate, affine, differentiate, steps_of, words
 
 _UNITS = 128  # of a tile: one for each thread of the default 4 warps
 _PATCH = 8
@@ -54,6 +54,9 @@ class _Plan(NamedTuple):
     shift_x: int
     taps_y: int
     taps_x: int
+    groups: int
+    ahead: int
+    back: int
     strips: int
     lines: int
     sites: int
@@ -90,6 +93,16 @@ def _window(taps: int, up: int, down: int, phase: int, size: int) -> int:
     return (taps - 1 - phase + down * (size - 1)) // up + 1
 
 
+def _ring(taps: int, up: int, down: int, pad: int) -> tuple[int, int, int, int]:
+    """(rows in flight, ahead, back, shift) of a ring: see the head of this file."""
+    last = max(up - 1, up + (taps - down - up) // down)
+    first_tap = taps - down
+    ahead = last // up
+    offset = next(rows for rows in range(up) if (first_tap - pad - rows * down) % up == 0)
+    back = offset + ahead * up
+    return last + 1, ahead, back, (pad + back * down - first_tap) // up
+
+
 @functools.lru_cache(maxsize=4096)
 def _plan(
     shape: tuple[int, int, int, int],
@@ -98,6 +111,7 @@ def _plan(
     nhwc: bool,
     taps: tuple[int, ...],
     fir: tuple,
+    vector: int,
 ) -> _Plan:
     samples, channels, in_height, in_width = shape
     stride_n, stride_c, stride_h, stride_w = strides
@@ -105,88 +119,103 @@ def _plan(
     up_x, up_y, down_x, down_y, pad_x, _, pad_y, _, correlate, _ = fir
     taps_y, taps_x = taps[0], taps[-1]
     separable = len(taps) == 1
-
-    cols = next((size for size in (2, 4, 8) if size * down_x % up_x == 0), 2)
-    rows = _PATCH // cols
     phase_y, phase_x = pad_y % up_y, pad_x % up_x
-    window_y = _window(taps_y, up_y, down_y, phase_y, rows)
-    window_x = _window(taps_x, up_x, down_x, phase_x, cols)
-    known_y = rows * down_y % up_y == 0
-    known_x = cols * down_x % up_x == 0
-    if separable:
-        unroll_y, unroll_x = known_y and window_y <= 8, known_x and window_x <= 16
-    else:
-        unroll_y = unroll_x = known_y and known_x and window_y * window_x <= 64
 
-    strips = triton.cdiv(out_height, rows)
+    fitting = [size for size in (2, 1, 4, 8) if size * down_x % up_x == 0]
+    windows = {size: _window(taps_x, up_x, down_x, phase_x, size) for size in fitting}
+    ring = None
+    if math.gcd(up_y, down_y) == 1 and up_y in (1, 2, 4, 8):
+        in_flight, *ring = _ring(taps_y, up_y, down_y, pad_y)
+        rings = [
+            size
+            for size in fitting
+            if max(in_flight, up_y) * size <= _PATCH and windows[size] * down_y <= (32 if nhwc else 16 * size)
+        ]
+        cols = rings[0] if rings else None
+    if ring is None or cols is None:
+        ring, cols = None, next((size for size in fitting if size > 1), 2)
+    rows = _PATCH // cols
+    known_x = cols in windows and (ring is not None or (separable and windows[cols] <= 16))
+
     sites = triton.cdiv(out_width, cols)
     outer = samples if nhwc else samples * channels
-    if nhwc:
-        lanes = min(8, triton.next_power_of_2(channels))
-        units = min(8, triton.next_power_of_2(triton.cdiv(channels, lanes)))
-        tile_lines = _UNITS // units
-        tile_x = min(triton.next_power_of_2(sites), 8 if units > 1 else 32)
-        x_tiles = triton.cdiv(sites, tile_x)
-        channel_tiles = triton.cdiv(channels, units * lanes)
-    else:
-        lanes = 8 // cols
-        widths = triton.cdiv(sites, lanes)
-        units = min(32, triton.next_power_of_2(widths))
-        tile_lines, tile_x = _UNITS // units, 1
-        x_tiles, channel_tiles = triton.cdiv(widths, units), 1
+    lanes = min(vector, triton.next_power_of_2(channels)) if nhwc else 8 // cols
+    across = triton.cdiv(channels if nhwc else sites, lanes)
+    units = min(64 // lanes if nhwc else 32, triton.next_power_of_2(across))
+    tile_lines = _UNITS // units
+    tile_x = min(triton.next_power_of_2(sites), 16, tile_lines) if nhwc else 1
+    across_tiles = triton.cdiv(across, units)
+    x_tiles, channel_tiles = (triton.cdiv(sites, tile_x), across_tiles) if nhwc else (across_tiles, 1)
 
-    shift_y, shift_x = pad_y // up_y, pad_x // up_x
+    if ring is None:
+        groups, ahead, back, shift_y = 0, 0, 0, pad_y // up_y
+        span, strips = rows * down_y, triton.cdiv(out_height, rows)
+    else:
+        ahead, back, shift_y = ring
+        offset = back - ahead * up_y
+        for strip_rows in (32, 16, 8):
+            groups = min(strip_rows // up_y, triton.cdiv(out_height + offset, up_y))
+            strips = triton.cdiv(out_height + offset, groups * up_y)
+            if outer * strips * x_tiles * channel_tiles * tile_x // tile_lines >= WAVE:
+                break
+        span = (groups + ahead) * down_y
+    shift_x = pad_x // up_x
+
+    # Offsets run over the edges of the image by up to a tile and the filter.
+    over_y = abs(shift_y) + span + taps_y + down_y * _PATCH
+    over_x = abs(shift_x) + taps_x + down_x * _PATCH * _UNITS
     reach = sum((size - 1) * stride for size, stride in zip(shape, strides))
-    reach += (abs(shift_y) + window_y + rows * down_y * 8 * _UNITS) * stride_h
-    reach += (abs(shift_x) + window_x + cols * down_x * 8 * _UNITS) * stride_w
-    out_reach = (samples * channels * out_height + 8 * _UNITS * rows) * (out_width + 8 * _UNITS)
+    reach += over_y * stride_h + over_x * stride_w
+    out_reach = (samples * channels * out_height + over_y) * (out_width + _PATCH * _UNITS)
     return _Plan(
-        channels,
-        in_height,
-        in_width,
-        out_height,
-        out_width,
-        stride_n,
-        stride_h,
-        stride_w,
-        stride_c,
-        shift_y,
-        shift_x,
-        taps_y,
-        taps_x,
-        strips,
-        outer * strips,
-        sites,
-        x_tiles,
-        channel_tiles,
-        nhwc,
-        separable,
-        correlate,
-        up_y,
-        up_x,
-        down_y,
-        down_x,
-        phase_y,
-        phase_x,
-        cols,
-        taps_y if unroll_y else 0,
-        taps_x if unroll_x else 0,
-        nhwc
+        channels=channels,
+        in_height=in_height,
+        in_width=in_width,
+        out_height=out_height,
+        out_width=out_width,
+        stride_n=stride_n,
+        stride_h=stride_h,
+        stride_w=stride_w,
+        stride_c=stride_c,
+        shift_y=shift_y,
+        shift_x=shift_x,
+        taps_y=taps_y,
+        taps_x=taps_x,
+        groups=groups,
+        ahead=ahead,
+        back=back,
+        strips=strips,
+        lines=outer * strips,
+        sites=sites,
+        x_tiles=x_tiles,
+        channel_tiles=channel_tiles,
+        NHWC=nhwc,
+        SEPARABLE=separable,
+        CORRELATE=correlate,
+        UP_Y=up_y,
+        UP_X=up_x,
+        DOWN_Y=down_y,
+        DOWN_X=down_x,
+        PHASE_Y=phase_y,
+        PHASE_X=phase_x,
+        COLS=cols,
+        TAPS_Y=0 if ring is None else taps_y,
+        TAPS_X=taps_x if known_x else 0,
+        ALIGNED_IN=nhwc
         and stride_c == 1
-        and channels % 8 == 0
-        and stride_n % 8 == stride_h % 8 == stride_w % 8 == 0,
-        (channels if nhwc else out_width) % 8 == 0,
-        max(reach, out_reach) >= 2**31,
-        tile_lines,
-        units,
-        lanes,
-        tile_x,
+        and channels % 8 == stride_n % 8 == stride_h % 8 == stride_w % 8 == 0,
+        ALIGNED_OUT=(channels if nhwc else out_width) % 8 == 0,
+        WIDE=max(reach, out_reach) >= 2**31,
+        LINES=tile_lines,
+        UNITS=units,
+        LANES=lanes,
+        TILE_X=tile_x,
     )
 
 
 # The sizes differ from layer to layer; specialising on them would compile each layer anew. Left
 # to specialise are stride_w and stride_c, of which one is 1.
-_SIZES = [name for name in _Plan._fields[:18] if name not in ("stride_w", "stride_c")]
+_SIZES = [name for name in _Plan._fields[:21] if name not in ("stride_w", "stride_c")]
 _SIZES += ["sum_rows", "sum_cols", "parts", "part"]
 
 
@@ -214,9 +243,9 @@ def _tap(
         # A weight of 0 would let NaN through.
         there = (y >= 0) & (y < taps_y) & (x >= 0) & (x < taps_x)
         if f is None:
-            total += tl.where(there, v, 0)
+            total = tl.where(there, total + v, total)
         else:
-            total += tl.where(there, tl.load(f + at, there, 0) * v, 0)
+            total = tl.where(there, total + tl.load(f + at, there, 0) * v, total)
     return total
 
 
@@ -228,7 +257,8 @@ def _taps(
 ):  # fmt: skip
     """_tap for the first COUNT outputs of a patch."""
     a0 = _tap(a0, v0, 0, f, ky, kx, taps_y, taps_x, COLS, DOWN_Y, DOWN_X, CORRELATE, KNOWN)
-    a1 = _tap(a1, v1, 1, f, ky, kx, taps_y, taps_x, COLS, DOWN_Y, DOWN_X, CORRELATE, KNOWN)
+    if COUNT > 1:
+        a1 = _tap(a1, v1, 1, f, ky, kx, taps_y, taps_x, COLS, DOWN_Y, DOWN_X, CORRELATE, KNOWN)
     if COUNT > 2:
         a2 = _tap(a2, v2, 2, f, ky, kx, taps_y, taps_x, COLS, DOWN_Y, DOWN_X, CORRELATE, KNOWN)
         a3 = _tap(a3, v3, 3, f, ky, kx, taps_y, taps_x, COLS, DOWN_Y, DOWN_X, CORRELATE, KNOWN)
@@ -248,8 +278,8 @@ def _sample(
     """x, or d(v) of it, some steps from the origin; 0 outside of the image."""
     if mask is not None:
         at = origin + row_step + col_step
-        if ALIGNED:  # one word serves all lanes
-            bits = tl.load(mask + at // 8, inside, 0).to(tl.int32) >> lane
+        if ALIGNED:  # all lanes lie in one word
+            bits = tl.load(mask + at // 8, inside, 0).to(tl.int32) >> ((at % 8).to(tl.int32) + lane)
         else:
             at += lane
             bits = tl.load(mask + at // 8, inside, 0).to(tl.int32) >> (at % 8).to(tl.int32)
@@ -311,7 +341,9 @@ def _row(
                     COLS, DOWN_Y, DOWN_X, CORRELATE, False,
                 )  # fmt: skip
     if SEPARABLE:
-        if COLS == 2:
+        if COLS == 1:
+            h1 = h0
+        if COLS <= 2:
             h2, h3 = h0, h1
         if COLS <= 4:
             h4, h5, h6, h7 = h0, h1, h2, h3
@@ -331,39 +363,42 @@ def _row(
 @triton.jit
 def _first(patch, shift, SPAN: tl.constexpr, UP: tl.constexpr, PHASE: tl.constexpr):
     """Number of the first sample that output 0 of a patch meets, and in which tap."""
-    ahead = patch * SPAN - PHASE
     if SPAN % UP == 0:
         number = patch * (SPAN // UP)
+        tap = tl.full([], PHASE, tl.int32)
     else:
-        number = (ahead + (UP - 1)) // UP
-    return number - shift, number * UP - ahead
+        stuffed = patch * SPAN - PHASE
+        number = (stuffed + (UP - 1)) // UP
+        tap = number * UP - stuffed
+    return number - shift, tap
 
 
 @triton.jit
 def _finish(
     u, y, add, mask, scale, noise, strength, b, alpha, act_gain, clamp,
-    row, unit, lane, cols, channel, sample, noise_row, line_inside,
+    row, unit, lane, cols, channel, scale_row, noise_row, line_inside,
     ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NHWC: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """E(u) + add into y, a matrix [rows, cols]; outside, indices point at row 0 or column 0."""
-    units = tl.cdiv(cols, 8)
+    LANES: tl.constexpr = lane.shape[2]
+    units = tl.cdiv(cols, LANES)
     row = tl.where(line_inside, row, 0)
     noise_row = tl.where(line_inside, noise_row, 0)
     unit_inside = line_inside & (unit < units)
     unit = tl.where(unit < units, unit, 0)
     word = row * units + unit
-    col = unit * lane.shape[2] + lane
+    col = unit * LANES + lane
     if ALIGNED:
         inside = unit_inside
-        offset = word * 8 + lane
+        offset = word * LANES + lane
     else:
         inside = unit_inside & (col < cols)
         col = tl.where(col < cols, col, 0)
         offset = row * cols + col
     if NHWC:
-        u = affine(u, scale, noise, strength, b, col, sample * cols + col, noise_row)
+        u = affine(u, scale, noise, strength, b, col, scale_row + col, noise_row)
     else:
-        u = affine(u, scale, noise, strength, b, channel, sample, noise_row + col)
+        u = affine(u, scale, noise, strength, b, channel, scale_row, noise_row + col)
     if ACT != 0:
         u = activate(
             u, mask, word, lane, unit_inside, inside, alpha, act_gain, clamp, ACT, HAS_CLAMP
@@ -377,6 +412,68 @@ def _finish(
 def _interleave(a, b):
     """a[0], b[0], a[1], b[1], ... along the lanes."""
     return tl.reshape(tl.join(a, b), [a.shape[0], a.shape[1], 2 * a.shape[2]])
+
+
+@triton.jit
+def _emit(
+    a0, a1, a2, a3, a4, a5, a6, a7, top, inside,
+    y, add, mask, scale, noise, strength, b, gain, alpha, act_gain, clamp,
+    sample, plane, site, unit, lane, cols, channel, out_height, out_width,
+    ROWS: tl.constexpr, ACT: tl.constexpr, HAS_CLAMP: tl.constexpr,
+    NOISE_PER_SAMPLE: tl.constexpr, NHWC: tl.constexpr, COLS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Finishes the first ROWS rows of the patches, `top` and those below it in the output."""
+    if not NHWC:
+        if COLS == 2:
+            a0, a1 = _interleave(a0, a1), _interleave(a2, a3)
+            a2, a3 = _interleave(a4, a5), _interleave(a6, a7)
+        if COLS == 4:
+            a0 = _interleave(_interleave(a0, a2), _interleave(a1, a3))
+            a1 = _interleave(_interleave(a4, a6), _interleave(a5, a7))
+        if COLS == 8:
+            even = _interleave(_interleave(a0, a4), _interleave(a2, a6))
+            odd = _interleave(_interleave(a1, a5), _interleave(a3, a7))
+            a0 = _interleave(even, odd)
+        lane = tl.arange(0, 8)[None, None, :]
+    for i in tl.static_range(ROWS * COLS if NHWC else ROWS):
+        if i == 0:
+            u = a0
+        elif i == 1:
+            u = a1
+        elif i == 2:
+            u = a2
+        elif i == 3:
+            u = a3
+        elif i == 4:
+            u = a4
+        elif i == 5:
+            u = a5
+        elif i == 6:
+            u = a6
+        else:
+            u = a7
+        if NHWC:
+            oy = top + i // COLS
+            ox = site * COLS + i % COLS
+            out_inside = inside & (oy >= 0) & (oy < out_height) & (ox < out_width)
+            pixel = oy * out_width + ox
+            out_row = sample * (out_height * out_width) + pixel
+            noise_row = out_row if NOISE_PER_SAMPLE else pixel
+            scale_row = sample * cols
+        else:
+            oy = top + i
+            out_inside = inside & (oy >= 0) & (oy < out_height)
+            out_row = plane * out_height + oy
+            noise_row = oy * out_width
+            if NOISE_PER_SAMPLE:
+                noise_row += sample * (out_height * out_width)
+            scale_row = plane
+        _finish(
+            gain * u, y, add, mask, scale, noise, strength, b, alpha, act_gain, clamp,
+            out_row, unit, lane, cols, channel, scale_row, noise_row, out_inside,
+            ACT, HAS_CLAMP, NHWC, ALIGNED,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -443,7 +540,8 @@ def upfirdn2d_kernel(
     EVERY: tl.constexpr, SUM_NHWC: tl.constexpr, DROPS_NEGATIVE: tl.constexpr,
     ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
     channels, in_height, in_width, out_height, out_width, stride_n, stride_h, stride_w, stride_c,
-    shift_y, shift_x, taps_y, taps_x, strips, lines, sites, x_tiles, channel_tiles,
+    shift_y, shift_x, taps_y, taps_x, groups, ahead, back, strips, lines, sites, x_tiles,
+    channel_tiles,
     NHWC: tl.constexpr, SEPARABLE: tl.constexpr, CORRELATE: tl.constexpr,
     UP_Y: tl.constexpr, UP_X: tl.constexpr, DOWN_Y: tl.constexpr, DOWN_X: tl.constexpr,
     PHASE_Y: tl.constexpr, PHASE_X: tl.constexpr, COLS: tl.constexpr,
@@ -460,6 +558,9 @@ def upfirdn2d_kernel(
         stride_w = stride_w // 8 * 8
     if WIDE:
         stride_h = stride_h.to(tl.int64)
+    if above is not None:
+        above = tl.full([], above, ACC)
+        below = tl.full([], below, ACC)
 
     line = tl.arange(0, LINES)[:, None, None]
     unit = tl.arange(0, UNITS)[None, :, None]
@@ -491,26 +592,45 @@ def upfirdn2d_kernel(
     if ALIGNED_OUT:
         cols = cols // 8 * 8
 
-    top, phase_y = _first(strip, shift_y, ROWS * DOWN_Y, UP_Y, PHASE_Y)
+    if TAPS_Y > 0:
+        top = strip * (groups * DOWN_Y) - shift_y
+    else:
+        top, phase_y = _first(strip, shift_y, ROWS * DOWN_Y, UP_Y, PHASE_Y)
     left, phase_x = _first(site, shift_x, COLS * DOWN_X, UP_X, PHASE_X)
-    if ROWS * DOWN_Y % UP_Y == 0:
-        phase_y = PHASE_Y
-    if COLS * DOWN_X % UP_X == 0:
-        phase_x = PHASE_X
     origin = sample * stride_n + channel * stride_c + top * stride_h + left * stride_w
     in_lane = lane * stride_c if NHWC else 0
 
     a0 = tl.zeros([LINES, UNITS, LANES], ACC)
     a1, a2, a3, a4, a5, a6, a7 = a0, a0, a0, a0, a0, a0, a0
     if TAPS_Y > 0:
-        for s in tl.static_range((TAPS_Y - 1 - PHASE_Y + DOWN_Y * (ROWS - 1)) // UP_Y + 1):
-            a0, a1, a2, a3, a4, a5, a6, a7 = _row(
-                a0, a1, a2, a3, a4, a5, a6, a7, x, in_mask, f, origin, in_lane, s * stride_h,
-                stride_w, line_inside & (top + s >= 0) & (top + s < in_height), left, in_width,
-                lane_inside, UP_Y * s + PHASE_Y, phase_x, taps_y, taps_x, above, below,
-                DROPS_NEGATIVE, ALIGNED_IN, ACC, SEPARABLE, CORRELATE,
-                UP_X, DOWN_Y, DOWN_X, PHASE_X, COLS, TAPS_Y, TAPS_X,
+        for step in range(ahead + groups):
+            for s in tl.static_range(DOWN_Y):
+                row = top + step * DOWN_Y + s
+                a0, a1, a2, a3, a4, a5, a6, a7 = _row(
+                    a0, a1, a2, a3, a4, a5, a6, a7, x, in_mask, f, origin, in_lane,
+                    (step * DOWN_Y + s) * stride_h, stride_w,
+                    line_inside & (row >= 0) & (row < in_height), left, in_width,
+                    lane_inside, UP_Y * s + (TAPS_Y - DOWN_Y), phase_x, taps_y, taps_x,
+                    above, below, DROPS_NEGATIVE, ALIGNED_IN, ACC, SEPARABLE, CORRELATE,
+                    UP_X, DOWN_Y, DOWN_X, PHASE_X, COLS, TAPS_Y, TAPS_X,
+                )  # fmt: skip
+            out_top = strip * (groups * UP_Y) - back + step * UP_Y
+            _emit(
+                a0, a1, a2, a3, a4, a5, a6, a7, out_top,
+                line_inside & (step >= ahead),
+                y, add, mask, scale, noise, strength, b, gain, alpha, act_gain, clamp,
+                sample, plane, site, unit, lane, cols, channel, out_height, out_width,
+                UP_Y, ACT, HAS_CLAMP, NOISE_PER_SAMPLE, NHWC, COLS, ALIGNED_OUT,
             )  # fmt: skip
+            zero = tl.zeros_like(a0)
+            if UP_Y * COLS == 1:
+                a0, a1, a2, a3, a4, a5, a6, a7 = a1, a2, a3, a4, a5, a6, a7, zero
+            elif UP_Y * COLS == 2:
+                a0, a1, a2, a3, a4, a5, a6, a7 = a2, a3, a4, a5, a6, a7, zero, zero
+            elif UP_Y * COLS == 4:
+                a0, a1, a2, a3, a4, a5, a6, a7 = a4, a5, a6, a7, zero, zero, zero, zero
+            else:
+                a0, a1, a2, a3, a4, a5, a6, a7 = zero, zero, zero, zero, zero, zero, zero, zero
     else:
         for s in range((taps_y - 1 + DOWN_Y * (ROWS - 1)) // UP_Y + 1):
             a0, a1, a2, a3, a4, a5, a6, a7 = _row(
@@ -520,56 +640,11 @@ def upfirdn2d_kernel(
                 DROPS_NEGATIVE, ALIGNED_IN, ACC, SEPARABLE, CORRELATE,
                 UP_X, DOWN_Y, DOWN_X, PHASE_X, COLS, TAPS_Y, TAPS_X,
             )  # fmt: skip
-
-    if not NHWC:
-        if COLS == 2:
-            a0, a1 = _interleave(a0, a1), _interleave(a2, a3)
-            a2, a3 = _interleave(a4, a5), _interleave(a6, a7)
-        elif COLS == 4:
-            a0 = _interleave(_interleave(a0, a2), _interleave(a1, a3))
-            a1 = _interleave(_interleave(a4, a6), _interleave(a5, a7))
-        else:
-            even = _interleave(_interleave(a0, a4), _interleave(a2, a6))
-            odd = _interleave(_interleave(a1, a5), _interleave(a3, a7))
-            a0 = _interleave(even, odd)
-        lane = tl.arange(0, 8)[None, None, :]
-    for i in tl.static_range(8 if NHWC else ROWS):
-        if i == 0:
-            u = a0
-        elif i == 1:
-            u = a1
-        elif i == 2:
-            u = a2
-        elif i == 3:
-            u = a3
-        elif i == 4:
-            u = a4
-        elif i == 5:
-            u = a5
-        elif i == 6:
-            u = a6
-        else:
-            u = a7
-        if NHWC:
-            oy = strip * ROWS + i // COLS
-            ox = site * COLS + i % COLS
-            out_inside = line_inside & (oy < out_height) & (ox < out_width)
-            pixel = oy * out_width + ox
-            out_row = sample * (out_height * out_width) + pixel
-            noise_row = out_row if NOISE_PER_SAMPLE else pixel
-            scale_row = sample * cols
-        else:
-            oy = strip * ROWS + i
-            out_inside = line_inside & (oy < out_height)
-            out_row = plane * out_height + oy
-            noise_row = oy * out_width
-            if NOISE_PER_SAMPLE:
-                noise_row += sample * (out_height * out_width)
-            scale_row = plane
-        _finish(
-            gain * u, y, add, mask, scale, noise, strength, b, alpha, act_gain, clamp,
-            out_row, unit, lane, cols, channel, scale_row, noise_row, out_inside,
-            ACT, HAS_CLAMP, NHWC, ALIGNED_OUT,
+        _emit(
+            a0, a1, a2, a3, a4, a5, a6, a7, strip * ROWS, line_inside,
+            y, add, mask, scale, noise, strength, b, gain, alpha, act_gain, clamp,
+            sample, plane, site, unit, lane, cols, channel, out_height, out_width,
+            ROWS, ACT, HAS_CLAMP, NOISE_PER_SAMPLE, NHWC, COLS, ALIGNED_OUT,
         )  # fmt: skip
 
     if workspace is not None and program % EVERY == 0:
@@ -594,7 +669,7 @@ def upfirdn2d_forward(
     act, alpha, gain, clamp = 0, 0.0, 1.0, math.inf
     if tail is not None:
         scale, noise, strength, b, act, alpha, gain, clamp = tail
-    plan = _plan_of(x, f, y, fir)
+    plan = _plan_of(x, f, y, fir, mask is not None)
     if mask is not None:
         _check_units(y.shape[1] if plan.NHWC else y.shape[3], plan.NHWC)
     upfirdn2d_kernel[plan.grid](
@@ -626,7 +701,7 @@ def upfirdn2d_masked(
     by_pixel = inner == 1
     if mask is not None:
         _check_units(channels if by_pixel else dy.shape[3], by_pixel)
-    plan = _plan_of(dy, f, dx, fir)
+    plan = _plan_of(dy, f, dx, fir, False)
     workspace, rows, cols, parts, part, every = None, 0, 0, 0, 0, 1
     if total is not None:
         programs = plan.grid[0]
@@ -647,10 +722,14 @@ def upfirdn2d_masked(
         torch.sum(workspace.view(shape), dim=(0, 2), out=total)
 
 
-def _plan_of(x: torch.Tensor, f: torch.Tensor | None, y: torch.Tensor, fir: tuple) -> _Plan:
+def _plan_of(
+    x: torch.Tensor, f: torch.Tensor | None, y: torch.Tensor, fir: tuple, writes_mask: bool
+) -> _Plan:
     nhwc = not y.is_contiguous()
     taps = (1, 1) if f is None else tuple(f.shape)
-    return _plan(tuple(x.shape), x.stride(), tuple(y.shape[2:]), nhwc, taps, tuple(fir))
+    # 16 bytes, but a unit of the mask where one is written.
+    vector = 8 if writes_mask or y.itemsize == 2 else 4
+    return _plan(tuple(x.shape), x.stride(), tuple(y.shape[2:]), nhwc, taps, tuple(fir), vector)
 
 
 def _check_units(size: int, nhwc: bool) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from stylegan_fast.activations import ACTIVATIONS
-from stylegan_fast.backends.geometry import Geometry
+from stylegan_fast.backends.geometry import Fir, Geometry, Tail
 
 # The interface for compiling without a device differs in older versions.
 pytest.importorskip("triton", minversion="3.4")
@@ -63,6 +63,92 @@ def curved(module, g, dtype, order, act=SWISH, per_sample=False):
     )  # fmt: skip
 
 
+def image(size, nhwc, dtype):
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    return torch.empty(size, dtype=dtype, device="meta").contiguous(memory_format=layout)
+
+
+def image_geometry(x):
+    n, c, h, w = x.shape
+    return Geometry(n, c, h * w, h * w) if x.is_contiguous() else Geometry(n * h * w, c, 1, h * w)
+
+
+def fir_operands(size, taps, up, down, pad, nhwc, dtype):
+    """x, f, fir and y."""
+    x, f, fir = image(size, nhwc, dtype), empty(*taps), Fir(up, up, down, down, *pad, False, 1.0)
+    out_height, out_width = fir.output_size(*size[2:], (taps[-1], taps[0]))
+    return x, f, fir, image((*size[:2], out_height, out_width), nhwc, dtype)
+
+
+def fir_forward(module, *operands, with_tail=False, with_add=False):
+    x, f, fir, y = fir_operands(*operands)
+    g = image_geometry(y)
+    mask = tail = None
+    if with_tail:
+        mask = empty(g.numel // 4, dtype=torch.uint8)
+        samples = y.shape[0]
+        scale, noise = empty(samples, g.channels), empty(samples, g.pixels)
+        b = empty(g.channels, dtype=y.dtype)
+        tail = Tail(scale, noise, empty(1), b, LRELU, 0.2, 1.4, 256.0)
+    module.upfirdn2d_forward(x, f, fir, y, y if with_add else None, mask, g, tail)
+
+
+def fir_fused(module, *operands):
+    fir_forward(module, *operands, with_tail=True)
+
+
+def fir_added(module, *operands):
+    fir_forward(module, *operands, with_add=True)
+
+
+def fir_masked(module, *operands):
+    dy, f, fir, dx = fir_operands(*operands)
+    mask = empty(dy.numel() // 4, dtype=torch.uint8)
+    total, scale = empty(dy.shape[1]), empty(*dy.shape[:2])
+    module.upfirdn2d_masked(dy, mask, dx, total, scale, f, fir, image_geometry(dy), 0.2, 1.4)
+
+
+IMAGE, CONVOLVED = (32, 64, 256, 256), (32, 64, 257, 257)
+FIRS = {
+    "same": (CONVOLVED, (4, 4), 1, 1, (1, 1, 1, 1)),
+    "up2": (IMAGE, (4, 4), 2, 1, (2, 1, 2, 1)),
+    "down2": (IMAGE, (4, 4), 1, 2, (1, 1, 1, 1)),
+    "up2 of 12 taps": (IMAGE, (12,), 2, 1, (6, 5, 6, 5)),
+    "down2 of 12 taps": (IMAGE, (12,), 1, 2, (5, 5, 5, 5)),
+}
+
+
+def fir_cases():
+    half, single, brain = torch.float16, torch.float32, torch.bfloat16
+    hot, others = {}, {}
+    for layout in ("nchw", "nhwc"):
+        nhwc = layout == "nhwc"
+        for name in ("same", "up2", "down2"):
+            hot[f"{name} {layout} float16"] = fir_forward, *FIRS[name], nhwc, half
+        for name in FIRS:
+            others[f"{name} {layout} float32"] = fir_forward, *FIRS[name], nhwc, single
+        hot[f"same with tail {layout} bfloat16"] = fir_fused, *FIRS["same"], nhwc, brain
+        adjoint = (IMAGE, (4, 4), 1, 1, (2, 2, 2, 2), nhwc)
+        hot[f"same masked {layout} bfloat16"] = fir_masked, *adjoint, brain
+        hot[f"same masked {layout} float32"] = fir_masked, *adjoint, single
+        others[f"up2 of 12 taps with tail {layout}"] = (
+            fir_fused, *FIRS["up2 of 12 taps"], nhwc, half,
+        )  # fmt: skip
+        others[f"up2 masked {layout}"] = fir_masked, *FIRS["up2"], nhwc, half
+        others[f"up3 {layout}"] = fir_fused, IMAGE, (5, 6), 3, 2, (2, 2, 2, 2), nhwc, half
+        others[f"blur of 61 taps {layout}"] = (
+            fir_forward, IMAGE, (61,), 1, 1, (30, 30, 30, 30), nhwc, half,
+        )  # fmt: skip
+        rgb = (32, 3, 256, 256)
+        others[f"up2 of 3 channels {layout}"] = fir_added, rgb, *FIRS["up2"][1:], nhwc, half
+        large = (32, 64, 1024, 1024)
+        others[f"up2 above 2^31 {layout}"] = fir_fused, large, *FIRS["up2"][1:], nhwc, half
+        others[f"up2 masked above 2^31 {layout}"] = (
+            fir_masked, large, *FIRS["up2"][1:], nhwc, half,
+        )  # fmt: skip
+    return hot, others
+
+
 def cases():
     """name: (launch, its arguments but the module)"""
     half = torch.float16
@@ -100,7 +186,8 @@ def cases():
 
 
 HOT, OTHERS = cases()
-CASES = HOT | OTHERS
+FIR_HOT, FIR_OTHERS = fir_cases()
+CASES = HOT | OTHERS | FIR_HOT | FIR_OTHERS
 TARGETS = {
     "sm_90": ("cuda", 90, 32),
     "gfx942": ("hip", "gfx942", 64),
@@ -130,10 +217,15 @@ class _Recorder:
         self.arguments = arguments
 
 
-def recorded(module, name):
+def recorded(name):
     """The kernel and the arguments of one case."""
+    from stylegan_fast.kernels import epilogue, upfirdn2d
+
     launch, *arguments = CASES[name]
-    attribute = f"epilogue_{launch.__name__}_kernel"
+    if launch.__name__.startswith("fir_"):
+        module, attribute = upfirdn2d, "upfirdn2d_kernel"
+    else:
+        module, attribute = epilogue, f"epilogue_{launch.__name__}_kernel"
     kernel = getattr(module, attribute)
     recorder = _Recorder(kernel)
     setattr(module, attribute, recorder)
@@ -162,8 +254,11 @@ def source(kernel, arguments):
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
+        elif value == 1 and not parameter.do_not_specialize:
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
         else:
-            assert parameter.do_not_specialize
+            assert parameter.do_not_specialize or parameter.name in ("stride_w", "stride_c")
             signature[parameter.name] = "i32" if value < 2**31 else "i64"
     return ASTSource(kernel, signature, constants, attributes)
 
@@ -190,12 +285,10 @@ def main(folder):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from stylegan_fast.kernels import epilogue
-
     report = []
     for target, name in COMPILED:
         compiled = triton.compile(
-            source(*recorded(epilogue, name)), target=GPUTarget(*TARGETS[target])
+            source(*recorded(name)), target=GPUTarget(*TARGETS[target])
         )
         registers, spilled = resources(compiled, folder)
         text = compiled.asm["ptx" if "ptx" in compiled.asm else "amdgcn"]
@@ -281,6 +374,37 @@ def test_clamp_propagates_nan(report):
     kinds = set(report["sm_90", "forward with mask nchw float32"][2])
     assert {"max.NaN.f32", "min.NaN.f32"} <= kinds
     assert not {"max.f32", "min.f32"} & kinds
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_hot_filters_leave_room_for_threads(report, target):
+    """At 168 registers three blocks of 128 threads fit on a multiprocessor. A thread holds 64
+    partial sums, or 32 of NCHW and of float32, and has 3 to 6 wide loads under way."""
+    registers = {n: row[0] for (t, n), row in report.items() if t == target and n in FIR_HOT}
+    assert registers
+    assert max(registers.values()) <= 168, registers
+
+
+def test_accesses_of_filters_are_wide(report):
+    """NHWC: one wide load a sample, one wide store a pixel: two pixels of one to four rows at a
+    time, and the taps one by one. NCHW: one wide store a row; the samples, which are not aligned,
+    one by one."""
+
+    def wide(name):
+        return global_accesses(report, "sm_90", f"{name} float16")[0]
+
+    assert {name: wide(f"{name} nhwc") for name in ("same", "up2", "down2")} == {
+        "same": (5, 2),
+        "up2": (3, 4),
+        "down2": (12, 2),
+    }
+    assert {name: wide(f"{name} nchw") for name in ("same", "up2", "down2")} == {
+        "same": (0, 1),
+        "up2": (0, 2),
+        "down2": (0, 1),
+    }
+    for name, (loads, stores) in (("same", (5, 2)), ("up2", (3, 4)), ("down2", (12, 2))):
+        assert global_accesses(report, "gfx942", f"{name} nhwc float16")[0] == (loads, stores)
 
 
 if __name__ == "__main__":

@@ -321,7 +321,7 @@ def test_absent_mask_is_slope_one():
 @pytest.mark.parametrize("geometry", [Geometry(520, 24, 1, 40), Geometry(2568, 3, 1, 856)], ids=str)
 def test_sums_over_several_tiles_of_a_program(geometry, monkeypatch):
     """With a wave of one program the last programs have fewer tiles than STEPS."""
-    monkeypatch.setattr(epilogue, "_WAVE", 1)
+    monkeypatch.setattr(epilogue, "WAVE", 1)
     epilogue._walk.cache_clear()
     walk = epilogue._walk(*geometry, per_sample=True, writes_sum=True)
     epilogue._walk.cache_clear()
