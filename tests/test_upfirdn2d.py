@@ -3,6 +3,7 @@ oracle nobody here wrote; then the corners one by one."""
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -155,8 +156,10 @@ def test_every_order_matches_the_definition(
         with pytest.raises(RuntimeError, match=str(dtype).removeprefix("torch.")):
             upfirdn2d(X.to(device, dtype), None, backend=backend)
         return
-    if interpreted(backend, device) and dtype != torch.float32 and case not in FEW:
-        pytest.skip("one thing at a time in Triton's interpreter")
+    common = dtype == torch.float32 and memory_format == torch.contiguous_format
+    if interpreted(backend, device) and not common and (flip_filter or dtype != torch.float32):
+        if case not in FEW or (flip_filter and dtype != torch.float32):
+            pytest.skip("one thing at a time in Triton's interpreter")
     f, up, down, padding = CASES[case]
     a = Matrix((5, 7), f, up, down, padding, flip_filter, -1.7)
     assert a.out_size == output_size((5, 7), _get_filter_size(f), up, down, padding)
@@ -486,8 +489,8 @@ def test_nan_and_infinity_stay_within_the_reach_of_the_filter(
     y = upfirdn2d(x, on(device, f), up, down, padding=taps, backend=backend)
     assert (~y.isfinite()).sum() == reach**2
     assert (~y[1, 2].isfinite()).sum() == reach**2
-    touched = reference(x.isfinite().logical_not().double(), None if f is None else f.abs().to(
-        device), up, down, taps) > 0
+    support = None if f is None else f.abs().to(device)
+    touched = reference((~x.isfinite()).double(), support, up, down, taps) > 0
     assert torch.equal(~y.isfinite(), touched)
 
 
@@ -679,17 +682,14 @@ def test_more_than_two_to_the_31_elements_on_a_gpu(backend, device):
 def test_opcheck(backend, device):
     if backend == "reference":
         pytest.skip("the reference is no registered op")
+    tests = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
+    check = partial(torch.library.opcheck, test_utils=tests)
     f = on(device, F23)
     resampling = ([2, 1], [1, 3], [1, 2, -1, 3], True)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = image(2, 8, 5, 7, dtype=torch.float32).to(device)
         x = x.contiguous(memory_format=memory_format)
-        tests = ("test_schema", "test_faketensor") if interpreted(backend, device) else None
-        check = torch.library.opcheck if tests is None else (
-            lambda op, args: torch.library.opcheck(op, args, test_utils=tests))
         check(fir_ops.linear_op, (x, f, *resampling, 1.5, backend))
-        if interpreted(backend, device):
-            continue
         y = fir_ops.linear_op(x, f, *resampling, 1.5, backend)
         operands = (
             torch.rand(2, 8, device=device),
@@ -810,9 +810,9 @@ def test_vmap(backend, in_dim, device):
     expected = torch.stack([run(x) for x in samples])
     y = torch.func.vmap(run, in_dims=in_dim)(samples.movedim(0, in_dim))
     torch.testing.assert_close(y, expected)
+    if backend == "reference":
+        return
     with pytest.raises(NotImplementedError, match="vmap over the filter f"):
-        if backend == "reference":
-            raise NotImplementedError("vmap over the filter f is what the reference can do")
         torch.func.vmap(lambda f: upfirdn2d(samples[0], f, backend=backend))(f.expand(3, 2, 3))
 
 
@@ -938,7 +938,13 @@ def test_argument_forms(backend, device):
     assert _get_filter_size(F5) == (5, 5)
     x, f = X.float().to(device), on(device, F23)
     expected = upfirdn2d(x, f, [2, 3], [1, 2], [1, 1, 2, 2], True, 2.0, backend=backend)
-    many = (np.int64(2), 3), (1, np.uint8(2)), (np.int16(1), np.int32(2)), np.bool_(1), np.float32(2)
+    many = (
+        (np.int64(2), 3),
+        (1, np.uint8(2)),
+        (np.int16(1), np.int32(2)),
+        np.bool_(1),
+        np.float32(2),
+    )
     assert torch.equal(upfirdn2d(x, f, *many, backend=backend), expected)
 
 
@@ -993,7 +999,7 @@ def test_a_backend_that_cannot_run_says_so():
     (dict(f=torch.tensor([[1, -math.inf]])), ValueError, r"f must be finite, got f=\[\[1.0, -inf"),
     (dict(f=torch.ones(6, 2)), ValueError, r"0 x 6 pixels with image=\(5, 7\), filter=\(6, 2\)"),
     (dict(f=torch.ones(2, 10), padding=[1, 0]), ValueError, r"padding=\(1, 1, 0, 0\); the padded"),
-    (dict(f=torch.ones(10), up=2, padding=-1), ValueError, r"up=\(2, 2\), padding=\(-1, -1, -1, -1"),
+    (dict(f=torch.ones(10), up=2, padding=-1), ValueError, r"padding=\(-1, -1, -1, -1"),
     (dict(f=F23.to("meta")), ValueError, r"f.device=meta but x.device=cpu; use f.to\(x.device\)"),
     (dict(f=F23.clone().requires_grad_()), NotImplementedError, r"pass f.detach\(\)"),
     (dict(up=0), ValueError, "up must be at least 1, got 0"),
@@ -1041,7 +1047,7 @@ def test_every_op_and_backend_checks_its_arguments(backend, op, device):
         op(x, f.to("meta"), backend=backend)
     with pytest.raises(TypeError, match="gain must be a number"):
         op(x, f, gain="1", backend=backend)
-    with pytest.raises(TypeError, match="padding takes integers, got 1.5"):
+    with pytest.raises(TypeError, match=r"padding takes integers, got 1\.5"):
         op(x, f, padding=1.5, backend=backend)
     with pytest.raises(ValueError, match=r"padding=\[1, 2, 3\]"):
         op(x, f, padding=[1, 2, 3], backend=backend)
@@ -1120,7 +1126,9 @@ def test_any_arguments(backend, draws, device):
 
     @settings(max_examples=draws, deadline=None, derandomize=True, database=None)
     @given(
-        shape=st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(1, 6), st.integers(1, 17)),
+        shape=st.tuples(
+            st.integers(0, 2), st.integers(1, 9), st.integers(1, 6), st.integers(1, 17)
+        ),
         f=good_or_bad_filter,
         up=good_or_bad_factor,
         down=good_or_bad_factor,
