@@ -4,24 +4,32 @@
     y = E(u) + add                forward
     dx = scale * u(d(v))          masked
 
-z, x between zeros, is never made. Each thread keeps patches of 8 outputs, [ROWS, COLS] pixels of a
-channel, and adds every sample it loads to all of a patch that it reaches. Along either axis, patch
-number b and its outputs r = 0, 1, ... meet sample s = 0, 1, ... of their window in tap
+z, the image with zeros between its pixels, is never made. A thread keeps 8 outputs of each of its
+channels, a patch of [8 // COLS, COLS] pixels, and adds every sample it loads to all outputs of the
+patch that it reaches. Output r of a patch meets sample s of the patch's window, along each axis, in
 
-    k = UP * s + phase - DOWN * r,    where sample 0 is number first = ceil((size * b * DOWN - pad) / UP)
+    tap k = UP * s + phase - DOWN * r
 
-of the image and phase = UP * first - (size * b * DOWN - pad). size, ROWS or COLS, is chosen so that
-UP divides size * DOWN where it can: then phase is the same number for all patches, and where
-windows are short all k are known to the compiler, which leaves out what meets no tap.
+where phase is one number for all patches if UP divides DOWN * (size of the patch), for which COLS
+is chosen. There are two ways down the image:
+
+    ring    The program walks down a strip. A step reads DOWN rows, which finishes UP rows of the
+            patch: they are stored, the others move up. All k are known to the compiler, which
+            leaves out what meets no tap; nothing is read twice but the edges of strips. For
+            filters whose outputs in flight fit in the patch: 4 taps with up or down of 1 or 2.
+    patch   The program reads all rows that its patches reach, in a loop, and stores them once.
+            For all other filters. Where the row is filtered first, along x, by few enough taps,
+            at least their k are known.
+
+A separable filter runs along x over each row that is read, and the results along y: one pass over
+memory and no buffer.
 
 A program has a tile of patches [LINES, UNITS, LANES]. A line is
 
-    NCHW   a row of patches of one plane; units and lanes run along x. The COLS outputs of LANES
-           patches, 8 in all, are one unit of the mask and one or two wide accesses.
-    NHWC   one patch, of TILE_X side by side; units and lanes run along the channels.
-
-A separable filter runs along x over every row of the window, and its results along y: one pass over
-memory, no buffer.
+    NCHW   a row of patches (or of rings) of one plane; units and lanes run along x. The LANES *
+           COLS = 8 outputs in a row are one unit of the mask and one or two wide stores.
+    NHWC   one patch, of TILE_X side by side; units and lanes run along the channels, and a lane is
+           16 bytes, or one unit where a mask is written.
 """
 
 import functools
@@ -34,7 +42,8 @@ import triton.language as tl
 
 from .epilogue import WAVE, activate, affine, differentiate, steps_of, words
 
-_UNITS = 128  # of a tile: one for each thread of the default 4 warps
+_UNITS = 128  # of a tile: one for each thread
+_WARPS = 4 if torch.version.hip is None else 2
 _PATCH = 8
 
 
@@ -88,19 +97,25 @@ class _Plan(NamedTuple):
         return (row_tiles * self.x_tiles * self.channel_tiles,)
 
 
-def _window(taps: int, up: int, down: int, phase: int, size: int) -> int:
-    """Samples that `size` outputs meet."""
-    return (taps - 1 - phase + down * (size - 1)) // up + 1
+class _Ring(NamedTuple):
+    """How a strip is walked, in steps that read `down` rows and finish `up` rows."""
+
+    in_flight: int  # rows of outputs
+    ahead: int  # steps before the first row of the strip is finished
+    back: int  # rows from that of the first step, in part above the strip, to the strip's own
+    shift: int  # the first step of strip 0 reads row -shift
 
 
-def _ring(taps: int, up: int, down: int, pad: int) -> tuple[int, int, int, int]:
-    """(rows in flight, ahead, back, shift) of a ring: see the head of this file."""
+def _ring(taps: int, up: int, down: int, pad: int) -> _Ring | None:
+    """Sample 0 of a step meets the first row of the patch in tap `taps - down`, the last that
+    leaves nothing of that row to the next step; the strips begin where pad makes it so."""
+    if math.gcd(up, down) > 1:
+        return None
     last = max(up - 1, up + (taps - down - up) // down)
-    first_tap = taps - down
     ahead = last // up
-    offset = next(rows for rows in range(up) if (first_tap - pad - rows * down) % up == 0)
-    back = offset + ahead * up
-    return last + 1, ahead, back, (pad + back * down - first_tap) // up
+    above = next(rows for rows in range(up) if (taps - down - pad - rows * down) % up == 0)
+    back = above + ahead * up
+    return _Ring(last + 1, ahead, back, (pad + back * down - (taps - down)) // up)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -121,52 +136,61 @@ def _plan(
     separable = len(taps) == 1
     phase_y, phase_x = pad_y % up_y, pad_x % up_x
 
-    fitting = [size for size in (2, 1, 4, 8) if size * down_x % up_x == 0]
-    windows = {size: _window(taps_x, up_x, down_x, phase_x, size) for size in fitting}
-    ring = None
-    if math.gcd(up_y, down_y) == 1 and up_y in (1, 2, 4, 8):
-        in_flight, *ring = _ring(taps_y, up_y, down_y, pad_y)
-        rings = [
-            size
-            for size in fitting
-            if max(in_flight, up_y) * size <= _PATCH and windows[size] * down_y <= (32 if nhwc else 16 * size)
-        ]
-        cols = rings[0] if rings else None
-    if ring is None or cols is None:
-        ring, cols = None, next((size for size in fitting if size > 1), 2)
-    rows = _PATCH // cols
-    known_x = cols in windows and (ring is not None or (separable and windows[cols] <= 16))
+    # Samples of a row that a patch meets, by the number of its columns.
+    windows = {
+        cols: (taps_x - 1 - phase_x + down_x * (cols - 1)) // up_x + 1
+        for cols in (2, 1, 4, 8)
+        if cols * down_x % up_x == 0
+    }
+    ring = _ring(taps_y, up_y, down_y, pad_y)
+    rings = [
+        cols
+        for cols, window in windows.items()
+        if ring is not None
+        and max(ring.in_flight, up_y) * cols <= _PATCH
+        and _PATCH % (up_y * cols) == 0
+        and window * down_y <= (32 if nhwc else 16 * cols)  # what a step loads, for registers
+    ]
+    if rings:
+        cols = rings[0]
+    else:
+        ring = None
+        cols = next((cols for cols in windows if cols > 1), 2)
+    known_x = ring is not None or (separable and windows.get(cols, 17) <= 16)
 
     sites = triton.cdiv(out_width, cols)
     outer = samples if nhwc else samples * channels
-    lanes = min(vector, triton.next_power_of_2(channels)) if nhwc else 8 // cols
+    lanes = min(vector, triton.next_power_of_2(channels)) if nhwc else _PATCH // cols
     across = triton.cdiv(channels if nhwc else sites, lanes)
     units = min(64 // lanes if nhwc else 32, triton.next_power_of_2(across))
     tile_lines = _UNITS // units
     tile_x = min(triton.next_power_of_2(sites), 16, tile_lines) if nhwc else 1
-    across_tiles = triton.cdiv(across, units)
-    x_tiles, channel_tiles = (triton.cdiv(sites, tile_x), across_tiles) if nhwc else (across_tiles, 1)
+    x_tiles = triton.cdiv(sites, tile_x) if nhwc else triton.cdiv(across, units)
+    channel_tiles = triton.cdiv(across, units) if nhwc else 1
 
+    rows = _PATCH // cols
     if ring is None:
-        groups, ahead, back, shift_y = 0, 0, 0, pad_y // up_y
-        span, strips = rows * down_y, triton.cdiv(out_height, rows)
+        ring = _Ring(rows, 0, 0, pad_y // up_y)
+        groups, strips, read = 0, triton.cdiv(out_height, rows), rows * down_y + taps_y
     else:
-        ahead, back, shift_y = ring
-        offset = back - ahead * up_y
-        for strip_rows in (32, 16, 8):
-            groups = min(strip_rows // up_y, triton.cdiv(out_height + offset, up_y))
-            strips = triton.cdiv(out_height + offset, groups * up_y)
-            if outer * strips * x_tiles * channel_tiles * tile_x // tile_lines >= WAVE:
+        height = out_height + ring.back - ring.ahead * up_y
+        for strip_height in (32, 16, 8):  # the lower, the more rows are read by two strips
+            groups = min(strip_height // up_y, triton.cdiv(height, up_y))
+            strips = triton.cdiv(height, groups * up_y)
+            if outer * strips * tile_x // tile_lines * x_tiles * channel_tiles >= WAVE:
                 break
-        span = (groups + ahead) * down_y
+        read = (groups + ring.ahead) * down_y
     shift_x = pad_x // up_x
 
     # Offsets run over the edges of the image by up to a tile and the filter.
-    over_y = abs(shift_y) + span + taps_y + down_y * _PATCH
+    over_y = abs(ring.shift) + read + rows
     over_x = abs(shift_x) + taps_x + down_x * _PATCH * _UNITS
     reach = sum((size - 1) * stride for size, stride in zip(shape, strides))
     reach += over_y * stride_h + over_x * stride_w
     out_reach = (samples * channels * out_height + over_y) * (out_width + _PATCH * _UNITS)
+    aligned_in = (
+        nhwc and stride_c == 1 and channels % 8 == stride_n % 8 == stride_h % 8 == stride_w % 8 == 0
+    )
     return _Plan(
         channels=channels,
         in_height=in_height,
@@ -177,13 +201,13 @@ def _plan(
         stride_h=stride_h,
         stride_w=stride_w,
         stride_c=stride_c,
-        shift_y=shift_y,
+        shift_y=ring.shift,
         shift_x=shift_x,
         taps_y=taps_y,
         taps_x=taps_x,
         groups=groups,
-        ahead=ahead,
-        back=back,
+        ahead=ring.ahead,
+        back=ring.back,
         strips=strips,
         lines=outer * strips,
         sites=sites,
@@ -199,11 +223,9 @@ def _plan(
         PHASE_Y=phase_y,
         PHASE_X=phase_x,
         COLS=cols,
-        TAPS_Y=0 if ring is None else taps_y,
+        TAPS_Y=taps_y if rings else 0,
         TAPS_X=taps_x if known_x else 0,
-        ALIGNED_IN=nhwc
-        and stride_c == 1
-        and channels % 8 == stride_n % 8 == stride_h % 8 == stride_w % 8 == 0,
+        ALIGNED_IN=aligned_in,
         ALIGNED_OUT=(channels if nhwc else out_width) % 8 == 0,
         WIDE=max(reach, out_reach) >= 2**31,
         LINES=tile_lines,
@@ -221,22 +243,22 @@ _SIZES += ["sum_rows", "sum_cols", "parts", "part"]
 
 @triton.jit
 def _tap(
-    total, v, I: tl.constexpr, f, ky, kx, taps_y, taps_x, COLS: tl.constexpr,
+    total, v, INDEX: tl.constexpr, f, ky, kx, taps_y, taps_x, COLS: tl.constexpr,
     DOWN_Y: tl.constexpr, DOWN_X: tl.constexpr, CORRELATE: tl.constexpr, KNOWN: tl.constexpr,
 ):  # fmt: skip
     """total + g[...] * v, where there is such a tap: [ky, kx] is that of output 0 of the patch."""
     if KNOWN:
-        Y: tl.constexpr = ky - DOWN_Y * (I // COLS)
-        X: tl.constexpr = kx - DOWN_X * (I % COLS)
-        AT: tl.constexpr = Y * taps_x + X
-        if (Y >= 0) & (Y < taps_y) & (X >= 0) & (X < taps_x):
+        y: tl.constexpr = ky - DOWN_Y * (INDEX // COLS)
+        x: tl.constexpr = kx - DOWN_X * (INDEX % COLS)
+        at: tl.constexpr = y * taps_x + x
+        if (y >= 0) & (y < taps_y) & (x >= 0) & (x < taps_x):
             if f is None:
                 total += v
             else:
-                total += tl.load(f + (AT if CORRELATE else taps_y * taps_x - 1 - AT)) * v
+                total += tl.load(f + (at if CORRELATE else taps_y * taps_x - 1 - at)) * v
     else:
-        y = ky - DOWN_Y * (I // COLS)
-        x = kx - DOWN_X * (I % COLS)
+        y = ky - DOWN_Y * (INDEX // COLS)
+        x = kx - DOWN_X * (INDEX % COLS)
         at = y * taps_x + x
         if not CORRELATE:
             at = taps_y * taps_x - 1 - at
@@ -300,7 +322,7 @@ def _row(
     UP_X: tl.constexpr, DOWN_Y: tl.constexpr, DOWN_X: tl.constexpr, PHASE_X: tl.constexpr,
     COLS: tl.constexpr, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr,
 ):  # fmt: skip
-    """Adds one row of samples to the patches; ky is the tap in which their first outputs meet it."""
+    """Adds a row of samples to the patches; ky is the tap in which their output 0 meets it."""
     if SEPARABLE:
         h0 = tl.zeros_like(a0)
         h1, h2, h3, h4, h5, h6, h7 = h0, h0, h0, h0, h0, h0, h0
@@ -478,14 +500,16 @@ def _emit(
 
 @triton.jit
 def _d_of_v(
-    dy, mask, row, unit, lane, cols, inside, above, below,
+    dy, mask, row, unit, lane, cols, row_inside, end, above, below,
     DROPS_NEGATIVE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    offset = row * cols + unit * 8 + lane
+    """d(v) of some rows of [rows, cols], in front of column `end`."""
     if mask is None:
-        dv = above * tl.load(dy + offset, inside, 0).to(ACC)
+        col = unit * 8 + lane
+        dv = above * tl.load(dy + (row * cols + col), row_inside & (col < end), 0).to(ACC)
     else:
         word = row * (cols // 8) + unit
+        inside = row_inside & (unit * 8 < end)
         bits = tl.load(mask + word, inside, 0).to(tl.int32) >> lane
         offset = word * 8 + lane
         dv = tl.load(dy + offset, inside, 0).to(ACC)
@@ -510,10 +534,9 @@ def _add_share(
         for first in range(0, tl.cdiv(cols, 8), 8):
             sums = tl.zeros([16, 8, 8], ACC)
             for start in range(share * each, end, 16):
-                inside = (start + row < end) & ((first + unit) * 8 + lane < cols)
                 sums += _d_of_v(
-                    dy, mask, start + row, first + unit, lane, cols, inside, above, below,
-                    DROPS_NEGATIVE, ACC,
+                    dy, mask, start + row, first + unit, lane, cols, start + row < end, cols,
+                    above, below, DROPS_NEGATIVE, ACC,
                 )  # fmt: skip
             col = first * 8 + tl.arange(0, 64)
             by_col = tl.reshape(tl.sum(sums, axis=0), [64])
@@ -525,10 +548,9 @@ def _add_share(
             end = tl.minimum(begin + part, cols)
             sums = tl.zeros([1, 128, 8], ACC)
             for start in range(begin, end, 1024):
-                inside = start + unit * 8 + lane < end
                 sums += _d_of_v(
-                    dy, mask, index // parts, start // 8 + unit, lane, cols, inside, above, below,
-                    DROPS_NEGATIVE, ACC,
+                    dy, mask, index // parts, start // 8 + unit, lane, cols, index >= 0, end,
+                    above, below, DROPS_NEGATIVE, ACC,
                 )  # fmt: skip
             tl.store(workspace + index, tl.sum(tl.reshape(sums, [1024]), axis=0))
 
@@ -647,11 +669,12 @@ def upfirdn2d_kernel(
             ROWS, ACT, HAS_CLAMP, NOISE_PER_SAMPLE, NHWC, COLS, ALIGNED_OUT,
         )  # fmt: skip
 
-    if workspace is not None and program % EVERY == 0:
-        _add_share(
-            x, in_mask, workspace, program // EVERY, tl.cdiv(tl.num_programs(0), EVERY),
-            above, below, sum_rows, sum_cols, parts, part, SUM_NHWC, DROPS_NEGATIVE, ACC,
-        )  # fmt: skip
+    if workspace is not None:  # noqa: SIM102, this one is decided by the compiler
+        if program % EVERY == 0:
+            _add_share(
+                x, in_mask, workspace, program // EVERY, tl.cdiv(tl.num_programs(0), EVERY),
+                above, below, sum_rows, sum_cols, parts, part, SUM_NHWC, DROPS_NEGATIVE, ACC,
+            )  # fmt: skip
 
 
 def upfirdn2d_forward(
@@ -674,8 +697,9 @@ def upfirdn2d_forward(
         _check_units(y.shape[1] if plan.NHWC else y.shape[3], plan.NHWC)
     upfirdn2d_kernel[plan.grid](
         x, None, y, add, words(mask), f, scale, noise, strength, b, None,
-        fir[-1], None, None, alpha, gain, clamp, 0, 0, 0, 0,
+        float(fir[-1]), None, None, alpha, gain, clamp, 0, 0, 0, 0,
         1, False, False, act, clamp != math.inf, noise is not None and noise.ndim == 2, *plan,
+        num_warps=_WARPS,
     )  # fmt: skip
 
 
@@ -714,8 +738,9 @@ def upfirdn2d_masked(
         workspace = total.new_empty(shares * cols if by_pixel else rows * parts)
     upfirdn2d_kernel[plan.grid](
         dy, words(mask), dx, None, None, f, scale, None, None, None, workspace,
-        fir[-1], gain, gain * negative_slope, 0.0, 1.0, math.inf, rows, cols, parts, part,
+        float(fir[-1]), gain, gain * negative_slope, 0.0, 1.0, math.inf, rows, cols, parts, part,
         every, by_pixel, negative_slope == 0, 0, False, False, *plan,
+        num_warps=_WARPS,
     )  # fmt: skip
     if total is not None:
         shape = (shares, channels, 1) if by_pixel else (outer, channels, parts)
@@ -725,7 +750,7 @@ def upfirdn2d_masked(
 def _plan_of(
     x: torch.Tensor, f: torch.Tensor | None, y: torch.Tensor, fir: tuple, writes_mask: bool
 ) -> _Plan:
-    nhwc = not y.is_contiguous()
+    nhwc = not y.is_contiguous() or y.shape[2] == y.shape[3] == 1
     taps = (1, 1) if f is None else tuple(f.shape)
     # 16 bytes, but a unit of the mask where one is written.
     vector = 8 if writes_mask or y.itemsize == 2 else 4

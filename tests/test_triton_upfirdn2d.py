@@ -49,7 +49,7 @@ CASES = {
     "down2 12, cropped": ((1, 2, 17, 19), (12,), (1, 1), (2, 2), (-1, -3, -2, 1), True, 1.0),
     "separable 4": ((1, 3, 5, 8), (4,), (1, 2), (2, 1), (2, 1, 3, 1), False, -1.5),
     "same 8": ((1, 2, 6, 9), (8,), (1, 1), (1, 1), (4, 3, 3, 4), True, 1.0),
-    "long blur": ((1, 2, 4, 6), (17,), (1, 1), (1, 1), (8, 8, 9, 7), False, 1.0),
+    "long blur": ((1, 2, 4, 6), (17,), (1, 1), (1, 1), (8, 8, 6, 7), False, 1.0),
     "up4 11x13": ((1, 2, 4, 3), (11, 13), (4, 4), (1, 1), (7, 5, 6, 5), False, 16.0),
     "up4 4x4": ((1, 2, 3, 4), (4, 4), (4, 4), (1, 1), (2, 3, 3, 2), False, 16.0),
     "up8x": ((1, 3, 4, 3), (1, 9), (8, 1), (1, 1), (4, 4, 0, 0), False, 8.0),
@@ -174,12 +174,12 @@ def test_any_strides(name, layout):
 
 @pytest.mark.parametrize(
     "layout, shape",
-    [("nhwc", (1, 72, 2, 33)), ("nchw", (3, 1, 2, 261)), ("nchw", (131, 1, 2, 2))],
+    [("nhwc", (1, 72, 1, 33)), ("nchw", (3, 1, 2, 261)), ("nchw", (131, 1, 2, 2))],
     ids=str,
 )
 @pytest.mark.parametrize("taps", [(2, 2), (10,)], ids=str)
 def test_several_tiles(layout, shape, taps):
-    case = (shape, taps, (1, 1), (1, 1), (5, 4, 5, 4), False, 1.0)
+    case = (shape, taps, (1, 1), (1, 1), (5, 4, 5, 5), False, 1.0)
     x, f, fir = setup(case, EXACT, layout)
     expected = truth(x, f, fir)
     y = poisoned(expected, EXACT, layout)
@@ -286,8 +286,7 @@ MASKED = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("slope", [0.3, 0.0])
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name, slope", [("same", 0.0), *((name, 0.3) for name in MASKED)])
 def test_masked(name, slope, layout):
     dy, f, fir = setup(MASKED[name], EXACT, layout)
     n, c = dy.shape[:2]
@@ -339,7 +338,7 @@ def test_sums_of_several_programs(layout, wave, monkeypatch):
     monkeypatch.setattr(kernels, "WAVE", 10**9)
     monkeypatch.setattr(epilogue, "WAVE", wave)
     kernels._plan.cache_clear()
-    case = ((5, 24, 3, 168), (2, 2), (1, 1), (1, 1), (1, 0, 0, 1), False, 1.0)
+    case = ((5, 24, 2, 168), (2, 2), (1, 1), (1, 1), (1, 0, 0, 1), False, 1.0)
     dy, f, fir = setup(case, EXACT, layout)
     dx = poisoned(dy, EXACT, layout)
     total = torch.full((24,), math.nan, dtype=accumulator(EXACT), device=DEVICE)
@@ -374,9 +373,9 @@ def test_a_mask_needs_whole_units(layout):
     mask = torch.zeros(36, dtype=torch.uint8, device=DEVICE)
     tail = Tail(None, None, None, None, ACTIVATIONS["lrelu"].code, 0.2, 1.0, math.inf)
     geometry = geometry_of(x)
-    with pytest.raises(ValueError, match="whole units of 8.* is 6"):
+    with pytest.raises(ValueError, match=r"whole units of 8.* is 6"):
         kernels.upfirdn2d_forward(x, None, fir, torch.empty_like(x), None, mask, geometry, tail)
-    with pytest.raises(ValueError, match="whole units of 8.* is 6"):
+    with pytest.raises(ValueError, match=r"whole units of 8.* is 6"):
         kernels.upfirdn2d_masked(
             x, mask, torch.empty_like(x), None, None, None, fir, geometry, 0.2, 1.0
         )

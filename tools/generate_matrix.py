@@ -26,7 +26,7 @@ def cell(op: str, name: str) -> str:
         return f"PyTorch; {dtypes(name)}; any order"
     if op in backends.KERNEL_OPS:
         return f"**kernels**; {dtypes(name)}; {backends.KERNEL_ORDERS[op]}"
-    return "PyTorch, as reference"
+    return "PyTorch's convolution, kernels around it"
 
 
 def matrix() -> str:

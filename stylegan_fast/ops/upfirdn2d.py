@@ -175,15 +175,20 @@ def upfirdn2d(
         `[N, C, (H * uy + y0 + y1 - fh) // dy + 1, (W * ux + x0 + x1 - fw) // dx + 1]`, dtype and
         memory format (NCHW or channels_last) of x. 16-bit types are rounded once, at the end.
 
-    Gradients: any order with respect to x; none with respect to f. On CUDA, float32 obeys
-    `torch.backends.cudnn.allow_tf32` as every PyTorch convolution does.
+    Gradients: any order with respect to x; none with respect to f. `torch.func` (vmap over x, grad,
+    jvp) and forward mode work on every backend.
+
+    Kernels keep neither the zero-stuffed image nor what a separable filter leaves between its two
+    axes. On CUDA, float32 on the reference obeys `torch.backends.cudnn.allow_tf32` as PyTorch's
+    convolutions do; kernels ignore it.
 
     Autocast: computes and returns in x's dtype.
 
     Raises:
         TypeError: x or f is not a floating-point tensor; up, down or padding holds something else
             than ints; gain is not a number.
-        ValueError: wrong rank, length, factor or device, or an output without pixels.
+        ValueError: wrong rank, length, factor or device, f is not finite, or an output without
+            pixels.
         NotImplementedError: f requires a gradient.
         RuntimeError: the explicitly chosen backend cannot run this.
 
