@@ -9,8 +9,9 @@ import pytest
 from stylegan_fast.backends import native
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ROOT / "csrc" / "cpu" / "epilogue.cpp"
-DRIVER = ROOT / "tests" / "cpu_sources" / "driver.cpp"
+KERNELS = ROOT / "csrc" / "cpu"
+DRIVERS = ROOT / "tests" / "cpu_sources"
+FAMILIES = ("epilogue", "upfirdn2d")
 FLAGS = ["-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas"]
 X86_LEVELS = {
     "baseline": [],
@@ -19,11 +20,12 @@ X86_LEVELS = {
 }
 
 
-def build(compiler, level, directory, *flags):
-    """The driver of this level: one object a source, compiled side by side."""
+def build(compiler, family, level, directory, *flags):
+    """The driver of this family and level: one object a source, compiled side by side."""
     define = f"-DSTYLEGAN_FAST_SIMD={level}"
     command = [compiler, *FLAGS, *flags, *X86_LEVELS[level], define]
-    objects = {source: directory / f"{source.stem}.o" for source in (KERNELS, DRIVER)}
+    sources = (KERNELS / f"{family}.cpp", DRIVERS / f"{family}_driver.cpp")
+    objects = {source: directory / f"{source.stem}.o" for source in sources}
     running = [
         subprocess.Popen([*command, "-c", source, "-o", output], stderr=subprocess.PIPE, text=True)
         for source, output in objects.items()
@@ -43,11 +45,13 @@ def widest_level():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", sorted({"baseline", widest_level()}))
-def test_kernels_under_the_sanitizers(level, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_under_the_sanitizers(family, level, tmp_path):
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    driver = build(compiler, level, tmp_path, "-fopenmp", "-g1", "-fsanitize=address,undefined")
+    flags = ["-O1", "-fopenmp", "-g1", "-fsanitize=address,undefined"]
+    driver = build(compiler, family, level, tmp_path, *flags)
     done = subprocess.run([driver], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split()[0]) > 100_000
@@ -55,11 +59,12 @@ def test_kernels_under_the_sanitizers(level, tmp_path):
 
 
 @pytest.mark.slow
-def test_kernels_on_arm64(tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_on_arm64(family, tmp_path):
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
     if compiler is None:
         pytest.skip("no aarch64-linux-gnu-g++ to compile for arm64")
-    driver = build(compiler, "baseline", tmp_path, "-O1", "-static")
+    driver = build(compiler, family, "baseline", tmp_path, "-O1", "-static")
     if emulator is None:
         pytest.skip("compiled for arm64; no qemu-aarch64-static to run it")
     done = subprocess.run([emulator, driver], capture_output=True, text=True, check=False)

@@ -16,14 +16,20 @@
 namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
 namespace {
 
-constexpr int64_t kTile = 8192;               // numbers in a tile's row of input: a few rows fit L1
-constexpr int64_t kRing = 1 << 20;            // numbers in all rows that a tall filter sees: L2
+constexpr int64_t kTile = 1 << 15;            // numbers in a tile's row of input
+constexpr int64_t kWindow = 1 << 18;          // numbers in the rows that an output row sees: L2
+constexpr int64_t kStep = 2048;               // numbers filtered along y, then along x: L1
+constexpr int64_t kMaxBatch = 32;             // rows of a step
 constexpr int64_t kBlock = 64;                // channels
 constexpr int64_t kWorkPerThread = 1 << 16;   // multiplications
+constexpr int kDirectTaps = 8;
 constexpr int kAccumulators = 4;              // vectors
 
-constexpr int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
-constexpr int64_t ceil_divide(int64_t a, int64_t b) { return a / b + (a % b > 0); }
+// Divisors are factors, mostly 1 or 2, and a division costs as much as a few vectors of a row.
+constexpr int64_t floor_divide(int64_t a, int64_t b) {
+  return b == 1 ? a : b == 2 ? a >> 1 : a / b - (a % b < 0);
+}
+constexpr int64_t ceil_divide(int64_t a, int64_t b) { return -floor_divide(-a, b); }
 constexpr int64_t clip(int64_t a, int64_t low, int64_t high) {
   return a < low ? low : a > high ? high : a;
 }
@@ -100,12 +106,12 @@ struct Taps {
   }
 };
 
-// `runs` runs of `count` consecutive numbers.
+// `runs` runs of `count` consecutive numbers, from `start` on.
 struct Runs {
-  int64_t runs, count, from_step, to_step;
+  int64_t start, runs, count, from_step, to_step;
 
-  Runs(int64_t runs, int64_t count, int64_t from_step, int64_t to_step)
-      : runs(runs), count(count), from_step(from_step), to_step(to_step) {
+  Runs(int64_t start, int64_t runs, int64_t count, int64_t from_step, int64_t to_step)
+      : start(start), runs(runs), count(count), from_step(from_step), to_step(to_step) {
     if (runs > 1 && from_step == count && to_step == count) this->count *= runs, this->runs = 1;
   }
 };
@@ -150,15 +156,21 @@ struct Sum<0, V> {
   }
 };
 
-// to[r * to_step + j] = sum of weight[k] * from[k][r * from_step + j]. Reads whole vectors only
+// to[r * to_step + j] = sum of weight[k] * from[k][start + r * from_step + j]. Reads whole vectors only
 // where count >= V::lanes, else up to a vector too much.
 template <int kTaps, class V, class D>
 void fir(const Taps<typename V::Scalar>& taps, const Runs& runs, D* to) {
   const Sum<kTaps, V> sum(taps);
   const int64_t count = runs.count, last = count - V::lanes;
   for (int64_t r = 0; r < runs.runs; ++r, to += runs.to_step) {
-    const int64_t at = r * runs.from_step;
-    int64_t j = 0;
+    const int64_t at = runs.start + r * runs.from_step;
+    if (last < 0) {
+      store_some(to, count, sum(at));
+      continue;
+    }
+    // Stores that straddle cache lines are slow: one such vector, the next ones aligned.
+    store(to, sum(at));
+    int64_t j = V::lanes - reinterpret_cast<uintptr_t>(to) / sizeof(D) % V::lanes;
     if constexpr (kTaps == 0) {
       for (; j <= count - kAccumulators * V::lanes; j += kAccumulators * V::lanes) {
         V sums[kAccumulators];
@@ -173,31 +185,41 @@ void fir(const Taps<typename V::Scalar>& taps, const Runs& runs, D* to) {
       }
     }
     for (; j <= last; j += V::lanes) store(to + j, sum(at + j));
-    if (j == count) continue;
-    if (last >= 0) {
-      store(to + last, sum(at + last));
-    } else {
-      store_some(to, count, sum(at));
-    }
+    if (j < count) store(to + last, sum(at + last));
   }
 }
 
 // to[2 * j] and to[2 * j + 1] are the sums over the even and the odd taps; `count` numbers in all.
 template <int kTaps, class V, class D>
 void fir_interleaved(const Taps<typename V::Scalar>& even, const Taps<typename V::Scalar>& odd,
-                     int64_t count, D* to) {
+                     int64_t start, int64_t count, D* to) {
   const Sum<kTaps, V> sum_even(even), sum_odd(odd);
   V low, high;
   int64_t i = 0;
   for (; i <= count - 2 * V::lanes; i += 2 * V::lanes) {
-    interleave(sum_even(i / 2), sum_odd(i / 2), low, high);
+    interleave(sum_even(start + i / 2), sum_odd(start + i / 2), low, high);
     store(to + i, low);
     store(to + i + V::lanes, high);
   }
   if (i == count) return;
-  interleave(sum_even(i / 2), sum_odd(i / 2), low, high);
+  interleave(sum_even(start + i / 2), sum_odd(start + i / 2), low, high);
   store_some(to + i, smaller(V::lanes, count - i), low);
   if (count - i > V::lanes) store_some(to + i + V::lanes, count - i - V::lanes, high);
+}
+
+// The same where a pixel is `depth` numbers: pixels of even and of odd sums in turn.
+template <int kTaps, class V, class D>
+void fir_alternating(const Taps<typename V::Scalar>& even, const Taps<typename V::Scalar>& odd,
+                     int64_t start, int64_t pixels, int64_t depth, int64_t from_step,
+                     int64_t to_step, D* to) {
+  const Sum<kTaps, V> sum_even(even), sum_odd(odd);
+  const auto pixel = [depth](const Sum<kTaps, V>& sum, int64_t at, D* out) {
+    int64_t j = 0;
+    for (; j <= depth - V::lanes; j += V::lanes) store(out + j, sum(at + j));
+    if (j < depth) store(out + depth - V::lanes, sum(at + depth - V::lanes));
+  };
+  for (int64_t i = 0; i < pixels; ++i)
+    pixel(i % 2 ? sum_odd : sum_even, start + i / 2 * from_step, to + i * to_step);
 }
 
 // Calls f with the number of taps as a constant if the real workloads have it, else with 0.
@@ -209,7 +231,6 @@ void with_taps(int64_t count, F&& f) {
     case 3: return f(std::integral_constant<int, 3>());
     case 4: return f(std::integral_constant<int, 4>());
     case 6: return f(std::integral_constant<int, 6>());
-    case 12: return f(std::integral_constant<int, 12>());
     default: return f(std::integral_constant<int, 0>());
   }
 }
@@ -304,10 +325,22 @@ struct Problem {
     out_phases = static_cast<int>(p.up_x / common);
     in_phases = static_cast<int>(p.down_x / common);
     narrow = depth < V::lanes;
-    rows = smaller((p.taps_y - 1) / p.up_y + 1, p.in_height);
-    const int64_t pixels = larger(smaller(kTile, kRing / rows) / depth, kGroup);
-    width = larger(pixels * p.up_x / p.down_x, 1);
-    width = smaller(ceil_divide(width, kGroup) * kGroup, p.out_width);
+    const int64_t window = smaller((p.taps_y - 1) / p.up_y + 1, p.in_height);
+    const int64_t most = larger(smaller(kTile, kWindow / window) / depth, kGroup);
+    const int64_t unit = narrow ? kGroup * out_phases : out_phases;
+    const auto out_pixels = [&](int64_t in_pixels) {
+      return ceil_divide(larger(in_pixels * p.up_x / p.down_x, 1), unit) * unit;
+    };
+    width = smaller(out_pixels(most), p.out_width);
+    // A step: along y, more vectors than a store buffer holds before any of them is read again
+    // along x; of a tall filter so many rows that most of its window is found in L1 again.
+    const bool tall = window > 2 * kGroup;
+    batch = !filter.separable ? 1 : tall ? kGroup : clip(kStep / (width * depth), 1, kMaxBatch);
+    batch = smaller(batch, p.out_height);
+    const int64_t numbers = tall ? 2 * kStep / (window + batch) : kStep / batch;
+    step = filter.separable ? out_pixels(larger(numbers / depth, 1)) : width;
+    step = smaller(step, width);
+    rows = smaller((p.taps_y - 1 + (batch - 1) * p.down_y) / p.up_y + 1, p.in_height);
     columns = ceil_divide(p.out_width, width);
     tiles = p.samples * blocks * columns;
     // Columns of input: what the outputs see; in whole mask units, and with what the tile owns.
@@ -340,6 +373,7 @@ struct Problem {
   bool channels_last;
   bool narrow;  // a pixel is less than a vector, so phases are stored apart
   int64_t blocks, width, columns, tiles, rows, input, seen;
+  int64_t batch, step;  // rows, and pixels of the output
 };
 
 // What one thread computes.
@@ -353,20 +387,20 @@ class Worker {
       : problem_(problem), p_(problem.p), x_(problem.x), y_(problem.y), depth_(problem.depth),
         totals_(totals), loaded_length_(padded(problem.input * depth_)),
         phase_length_(problem.narrow ? problem.seen / problem.in_phases * depth_ + depth_ : 0),
-        prepared_length_(padded(larger(problem.seen * depth_, phase_length_ * problem.in_phases))),
-        out_length_(padded(problem.width * depth_)),
-        out_phase_length_(padded((problem.width / problem.out_phases + 1) * depth_)),
-        numbers_(loaded_length_ * (problem.filter.separable ? problem.rows : 1) +
-                 prepared_length_ * (problem.filter.separable ? 2 : problem.rows + 1) +
-                 out_length_ + 3 * pattern_length() +
-                 (splits_output() ? out_phase_length_ * problem.out_phases : 0) +
-                 weights() + padded(depth_)),
+        prepared_length_(padded(larger(problem.seen * depth_ + kGroup,
+                                       phase_length_ * problem.in_phases))),
+        out_length_(padded(problem.step * depth_)),
+        out_phase_length_(padded((problem.step / problem.out_phases + 1) * depth_)),
+        numbers_(loaded_length_ * loaded_rows() + prepared_length_ * prepared_rows() +
+                 prepared_length_ * problem.batch + out_length_ + 3 * pattern_length() +
+                 (splits_output() ? out_phase_length_ * problem.out_phases : 0) + padded(depth_) +
+                 weights() + kGroup),
         pointers_(weights()), taps_(problem.out_phases) {
-    A* at = numbers_.get();
+    A* at = numbers_.get() + to_alignment(numbers_.get());
     const auto take = [&](int64_t count) { return (at += count) - count; };
-    loaded_ = take(loaded_length_ * (problem.filter.separable ? problem.rows : 1));
-    prepared_ = take(prepared_length_ * (problem.filter.separable ? 1 : problem.rows));
-    filtered_ = take(prepared_length_);
+    loaded_ = take(loaded_length_ * loaded_rows());
+    prepared_ = take(prepared_length_ * prepared_rows());
+    filtered_ = take(prepared_length_ * problem.batch);
     row_ = take(out_length_);
     scale_ = take(pattern_length());
     bias_ = take(pattern_length());
@@ -395,8 +429,19 @@ class Worker {
   }
 
  private:
-  static int64_t padded(int64_t count) { return (count + 2 * kGroup) / kGroup * kGroup; }
+  // Numbers to the next 64 bytes.
+  static int64_t to_alignment(const A* p) {
+    return (64 - reinterpret_cast<uintptr_t>(p) % 64) % 64 / sizeof(A);
+  }
+  // With room for a vector; an odd number of cache lines, so that rows do not share cache sets.
+  static int64_t padded(int64_t count) {
+    return ((count + 2 * kGroup) / kGroup | 1) * kGroup;
+  }
   bool splits_output() const { return problem_.narrow && problem_.out_phases > 1; }
+  int64_t loaded_rows() const { return problem_.filter.separable ? problem_.rows : 1; }
+  int64_t prepared_rows() const {
+    return !problem_.filter.separable ? problem_.rows : splits_input() ? problem_.batch : 0;
+  }
   int64_t pattern_length() const { return problem_.tail.e ? out_length_ : 0; }
   int64_t taps_of_a_phase() const {
     const int64_t taps = (p_.taps_x - 1) / p_.up_x + 1;
@@ -434,15 +479,17 @@ class Worker {
     const int64_t in_step = p_.stride_w;
     const bool unit = depth_ == 1 ? in_step == 1 || end_ - begin_ == 1 : p_.stride_c == 1;
     const int64_t run = depth_ == 1 || in_step == depth_ ? (end_ - begin_) * depth_ : depth_;
+    // Many rows a power of two apart would share cache sets.
     direct_ = std::is_same<T, A>::value && std::is_same<Source, Plain>::value && unit &&
-              run >= V::lanes;
+              run >= V::lanes && p_.taps_y <= kDirectTaps * p_.up_y;
 
-    // Borders of zeros around what will be written.
-    std::memset(filtered_, 0, prepared_length_ * sizeof(A));
+    // Borders of zeros around what will be written, which is aligned.
+    shift_ = ((seen_begin_ - begin_) * depth_ % kGroup + kGroup) % kGroup;
+    std::memset(filtered_, 0, prepared_length_ * problem_.batch * sizeof(A));
     if (problem_.filter.separable) {
       for (int r = 0; r < problem_.out_phases; ++r) {
         taps_[r].count = 0;
-        add_row_taps(r, prepared_row(), problem_.filter.along_x());
+        add_row_taps(r, prepared_row(0), problem_.filter.along_x());
       }
     }
     start_tail();
@@ -463,7 +510,10 @@ class Worker {
   }
 
   bool splits_input() const { return problem_.narrow && problem_.in_phases > 1; }
-  const A* prepared_row() const { return splits_input() ? prepared_ : filtered_; }
+  A* prepared_row(int64_t k) const {
+    return splits_input() ? prepared_ + k * prepared_length_ : filtered_row(k);
+  }
+  A* filtered_row(int64_t k) const { return filtered_ + k * prepared_length_ + shift_; }
 
   void run_rows(int64_t first, int64_t last) {
     int64_t own = y_.in * first / y_.out;
@@ -476,8 +526,10 @@ class Worker {
       }
     };
     bool started = false;
-    for (int64_t o = first; o < last; ++o) {
-      const int64_t begin = clip(y_.first(o), 0, y_.in), end = clip(y_.last(o) + 1, begin, y_.in);
+    for (int64_t o = first; o < last; o += problem_.batch) {
+      const int64_t rows = smaller(problem_.batch, last - o);
+      const int64_t begin = clip(y_.first(o), 0, y_.in);
+      const int64_t end = clip(y_.last(o + rows - 1) + 1, begin, y_.in);
       if (!problem_.with_sums) {
         next = started ? larger(next, begin) : begin;
       } else if (!started && begin < end) {
@@ -486,7 +538,7 @@ class Worker {
       started = started || begin < end;
       advance(end);
       if (problem_.filter.separable) {
-        filter_along_y(o, begin, end);
+        filter_separably(o, rows);
       } else {
         for (int r = 0; r < problem_.out_phases; ++r) {
           taps_[r].count = 0;
@@ -494,8 +546,8 @@ class Worker {
             add_row_taps(r, prepared_ + i % problem_.rows * prepared_length_,
                          problem_.filter.full() + y_.tap(o, i) * x_.taps);
         }
+        filter_along_x(o, 0, 0, width_);
       }
-      filter_along_x(o);
     }
     if (problem_.with_sums) advance(own_end);
   }
@@ -508,21 +560,23 @@ class Worker {
     }
     A* slot = prepared_ + i % problem_.rows * prepared_length_;
     load_row(i, loaded_);
-    A* row = splits_input() ? filtered_ : slot;
+    A* row = splits_input() ? filtered_row(0) : slot;
     if (row == slot) std::memset(slot, 0, prepared_length_ * sizeof(A));
     if (begin_ < end_) {
       std::memcpy(row + (begin_ - seen_begin_) * depth_,
                   loaded_ + (begin_ - load_begin_) * depth_, (end_ - begin_) * depth_ * sizeof(A));
     }
-    if (row != slot) split_row(slot);
+    if (row != slot) split_columns(row, 0, seen_end_ - seen_begin_, slot);
   }
 
   A* loaded_row(int64_t i) const {
     return loaded_ + (problem_.filter.separable ? i % problem_.rows * loaded_length_ : 0);
   }
 
-  void split_row(A* to) const {
-    split(filtered_, seen_end_ - seen_begin_, depth_, problem_.in_phases, phase_length_, to);
+  // Columns [first, last), first a multiple of the number of phases.
+  void split_columns(const A* row, int64_t first, int64_t last, A* to) const {
+    split(row + first * depth_, last - first, depth_, problem_.in_phases, phase_length_,
+          to + floor_divide(first, problem_.in_phases) * depth_);
   }
 
   int64_t in_offset(int64_t row, int64_t column) const {
@@ -535,7 +589,8 @@ class Worker {
     const int64_t step = p_.stride_w;
     const bool unit = depth_ == 1 ? step == 1 : p_.stride_c == 1;
     if (unit && (!problem_.in_mask || (start % 8 == 0 && (depth_ == 1 || step % 8 == 0)))) {
-      const Runs runs = depth_ == 1 ? Runs(1, pixels, 0, 0) : Runs(pixels, depth_, step, depth_);
+      const Runs runs = depth_ == 1 ? Runs(0, 1, pixels, 0, 0)
+                                    : Runs(0, pixels, depth_, step, depth_);
       for (int64_t r = 0; r < runs.runs; ++r)
         load_run(start + r * runs.from_step, runs.count, to + r * runs.to_step);
     } else {
@@ -600,63 +655,88 @@ class Worker {
     for (int c = 0; c < depth_; ++c) totals[c] += part_[c];
   }
 
-  void filter_along_y(int64_t o, int64_t begin, int64_t end) {
-    if (begin_ < end_) {
-      vertical_.count = 0;
-      for (int64_t i = begin; i < end; ++i) {
-        const A* row = loaded_row(i) + (begin_ - load_begin_) * depth_;
-        if constexpr (std::is_same<T, A>::value) {
-          if (direct_) row = problem_.in + in_offset(i, begin_);
+  // Output rows [o, o + rows): some columns along y, then along x what these suffice for.
+  void filter_separably(int64_t o, int64_t rows) {
+    const int64_t phases = problem_.in_phases;
+    int64_t done = seen_begin_;
+    for (int64_t begin = 0; begin < width_; begin += problem_.step) {
+      const int64_t end = smaller(width_, begin + problem_.step);
+      const int64_t needed = larger(x_.last(out_x_ + end - 1) + 1 - seen_begin_, 0);
+      const int64_t until =
+          smaller(seen_begin_ + ceil_divide(needed, phases) * phases, seen_end_);
+      for (int64_t k = 0; until > done && k < rows; ++k) {
+        A* row = filtered_row(k);
+        filter_along_y(o + k, clip(done, begin_, end_), clip(until, begin_, end_), row);
+        if (splits_input()) {
+          split_columns(row, done - seen_begin_, until - seen_begin_, prepared_row(k));
         }
-        vertical_.add(row, problem_.filter.along_y()[y_.tap(o, i)]);
       }
-      const int64_t pixels = end_ - begin_, step = direct_ && depth_ > 1 ? p_.stride_w : depth_;
-      fir<V>(vertical_, Runs(pixels, depth_, step, depth_),
-             filtered_ + (begin_ - seen_begin_) * depth_);
+      done = larger(done, until);
+      for (int64_t k = 0; k < rows; ++k) filter_along_x(o + k, k * prepared_length_, begin, end);
     }
-    if (splits_input()) split_row(prepared_);
   }
 
-  // One output row, and what follows it.
-  void filter_along_x(int64_t o) {
-    const int64_t at = problem_.channels_last
-                           ? ((sample_ * y_.out + o) * x_.out + out_x_) * p_.channels + channel_
-                           : ((sample_ * p_.channels + channel_) * y_.out + o) * x_.out + out_x_;
+  // Columns [first, last) of the image.
+  void filter_along_y(int64_t o, int64_t first, int64_t last, A* row) {
+    if (first == last) return;
+    const int64_t begin = clip(y_.first(o), 0, y_.in), end = clip(y_.last(o) + 1, begin, y_.in);
+    // Where the image itself is read, never less than a vector, which would be read beyond its end.
+    if (direct_) first = larger(begin_, smaller(first, last - V::lanes));
+    vertical_.count = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const A* from = loaded_row(i) + (first - load_begin_) * depth_;
+      if constexpr (std::is_same<T, A>::value) {
+        if (direct_) from = problem_.in + in_offset(i, first);
+      }
+      vertical_.add(from, problem_.filter.along_y()[y_.tap(o, i)]);
+    }
+    const int64_t step = direct_ && depth_ > 1 ? p_.stride_w : depth_;
+    fir<V>(vertical_, Runs(0, last - first, depth_, step, depth_),
+           row + (first - seen_begin_) * depth_);
+  }
+
+  // Pixels [begin, end) of an output row, from the prepared row `from`, and what follows.
+  void filter_along_x(int64_t o, int64_t from, int64_t begin, int64_t end) {
+    const int64_t x = out_x_ + begin, pixels = end - begin;
+    const int64_t at =
+        problem_.channels_last
+            ? ((sample_ * y_.out + o) * x_.out + x) * p_.channels + channel_
+            : ((sample_ * p_.channels + channel_) * y_.out + o) * x_.out + x;
     const int64_t pixel = problem_.channels_last ? p_.channels : 1;
-    const bool pair = splits_output() && problem_.out_phases == 2 && depth_ == 1 &&
-                      taps_[0].count == taps_[1].count;
+    from += floor_divide(begin, problem_.out_phases) * depth_ * (splits_input() ? 1 : problem_.in_phases);
+    const bool pair = problem_.out_phases == 2 && width_ > 1 &&
+                      taps_[0].count == taps_[1].count && (depth_ == 1 || depth_ >= V::lanes);
     if (problem_.tail.e || problem_.add || (splits_output() && !pair)) {
-      filter_row(pair, depth_, row_);
-      finish_row(o, at, pixel);
+      filter_row(pair, from, pixels, depth_, row_);
+      finish_row(o, x, at, pixels, pixel);
     } else {
-      filter_row(pair, pixel, problem_.out + at);
+      filter_row(pair, from, pixels, pixel, problem_.out + at);
     }
   }
 
   template <class D>
-  void filter_row(bool pair, int64_t pixel, D* to) {
-    if constexpr (V::lanes > 1) {
-      if (pair) {
-        with_taps(taps_[0].count, [&](auto count) {
-          fir_interleaved<decltype(count)::value, V>(taps_[0], taps_[1], width_, to);
-        });
-        return;
-      }
-      if constexpr (std::is_same<D, A>::value) {
-        if (splits_output()) {
-          for (int r = 0; r < smaller(problem_.out_phases, width_); ++r) {
-            const int64_t pixels = (width_ - r - 1) / problem_.out_phases + 1;
-            fir<V>(taps_[r], Runs(1, pixels * depth_, 0, 0), phases_ + r * out_phase_length_);
-          }
-          unsplit(phases_, width_, depth_, problem_.out_phases, out_phase_length_, to);
-          return;
-        }
-      }
-    }
+  void filter_row(bool pair, int64_t from, int64_t pixels, int64_t pixel, D* to) {
+    const int phases = problem_.out_phases;
     const int64_t step = splits_input() ? depth_ : static_cast<int64_t>(problem_.in_phases) * depth_;
-    for (int r = 0; r < smaller(problem_.out_phases, width_); ++r) {
-      const int64_t pixels = (width_ - r - 1) / problem_.out_phases + 1;
-      fir<V>(taps_[r], Runs(pixels, depth_, step, problem_.out_phases * pixel), to + r * pixel);
+    const auto pixels_of = [&](int r) { return ceil_divide(pixels - r, phases); };
+    if (pair) {
+      with_taps(taps_[0].count, [&](auto count) {
+        constexpr int kTaps = decltype(count)::value;
+        if constexpr (V::lanes > 1) {
+          if (depth_ == 1) return fir_interleaved<kTaps, V>(taps_[0], taps_[1], from, pixels, to);
+        }
+        fir_alternating<kTaps, V>(taps_[0], taps_[1], from, pixels, depth_, step, pixel, to);
+      });
+    } else if (splits_output()) {
+      if constexpr (std::is_same<D, A>::value) {
+        for (int r = 0; r < smaller(phases, pixels); ++r)
+          fir<V>(taps_[r], Runs(from, 1, pixels_of(r) * depth_, 0, 0),
+                 phases_ + r * out_phase_length_);
+        unsplit(phases_, pixels, depth_, phases, out_phase_length_, to);
+      }
+    } else {
+      for (int r = 0; r < smaller(phases, pixels); ++r)
+        fir<V>(taps_[r], Runs(from, pixels_of(r), depth_, step, phases * pixel), to + r * pixel);
     }
   }
 
@@ -664,7 +744,7 @@ class Worker {
   void start_tail() {
     const Epilogue* e = problem_.tail.e;
     if (!e) return;
-    const int64_t length = depth_ == 1 ? kGroup : run_length();
+    const int64_t length = depth_ == 1 ? kGroup : run_length(problem_.step);
     const A* scale = static_cast<const A*>(e->scale);
     const T* bias = static_cast<const T*>(e->bias);
     for (int64_t c = 0; c < depth_; c += kGroup) {
@@ -681,14 +761,14 @@ class Worker {
   }
 
   bool dense() const { return !problem_.channels_last || depth_ == p_.channels; }
-  int64_t run_length() const { return dense() ? width_ * depth_ : depth_; }
+  int64_t run_length(int64_t pixels) const { return dense() ? pixels * depth_ : depth_; }
 
-  void finish_row(int64_t o, int64_t at, int64_t pixel) {
+  void finish_row(int64_t o, int64_t x, int64_t at, int64_t pixels, int64_t pixel) {
     const Epilogue* e = problem_.tail.e;
-    const int64_t count = run_length(), runs = width_ * depth_ / count;
+    const int64_t count = run_length(pixels), runs = pixels * depth_ / count;
     const A* noise = nullptr;
     if (e && e->noise) {
-      noise = static_cast<const A*>(e->noise) + o * x_.out + out_x_;
+      noise = static_cast<const A*>(e->noise) + o * x_.out + x;
       if (e->noise_per_sample) noise += sample_ * y_.out * x_.out;
     }
     Coefficients<A> c{scale_, bias_, noise_, 0, 0, 0};
@@ -748,7 +828,7 @@ class Worker {
   Taps<A> vertical_;
   A *loaded_, *prepared_, *filtered_, *row_, *phases_, *scale_, *bias_, *noise_, *part_;
   bool direct_;  // rows of the input are read where they are
-  int64_t sample_, channel_, out_x_, width_;
+  int64_t sample_, channel_, out_x_, width_, shift_;
   int64_t seen_begin_, seen_end_, begin_, end_, own_begin_, own_end_, load_begin_, load_end_;
 };
 
