@@ -115,6 +115,7 @@ X = image(2, 3, 5, 7)
 F23 = image(2, 3, dtype=torch.float32, seed=1)
 F5 = image(5, dtype=torch.float32, seed=2)
 FIR = setup_filter([1, 3, 3, 1])
+NCHW, NHWC = torch.contiguous_format, torch.channels_last
 
 CASES = {
     "2-D valid": (F23, (1, 1), (1, 1), (0, 0, 0, 0)),
@@ -138,13 +139,13 @@ CASES = {
     "None resampled": (None, (2, 3), (3, 1), (1, 0, -4, 2)),
     "None padded beyond the image": (None, (1, 1), (1, 1), (-9, 12, 0, 0)),
 }
-FEW = ("2-D up and down", "4x4 up 2", "1-D up x, down y", "None resampled")
+FEW = ("2-D up and down", "1-D up x, down y", "None resampled")
 
 
 @pytest.mark.parametrize("dtype", backends.reference.dtypes(), ids=str)
 @pytest.mark.parametrize(
     "memory_format, flip_filter",
-    [(torch.contiguous_format, False), (torch.channels_last, True)],
+    [(NCHW, False), (NHWC, True)],
     ids=["NCHW", "channels_last"],
 )
 @pytest.mark.parametrize("case", CASES)
@@ -156,10 +157,9 @@ def test_every_order_matches_the_definition(
         with pytest.raises(RuntimeError, match=str(dtype).removeprefix("torch.")):
             upfirdn2d(X.to(device, dtype), None, backend=backend)
         return
-    common = dtype == torch.float32 and memory_format == torch.contiguous_format
-    if interpreted(backend, device) and not common and (flip_filter or dtype != torch.float32):
-        if case not in FEW or (flip_filter and dtype != torch.float32):
-            pytest.skip("one thing at a time in Triton's interpreter")
+    rarity = (dtype != torch.float32) + flip_filter
+    if interpreted(backend, device) and rarity > (case in FEW):
+        pytest.skip("one thing at a time in Triton's interpreter")
     f, up, down, padding = CASES[case]
     a = Matrix((5, 7), f, up, down, padding, flip_filter, -1.7)
     assert a.out_size == output_size((5, 7), _get_filter_size(f), up, down, padding)
@@ -184,7 +184,7 @@ def test_every_order_matches_the_definition(
 def test_gradcheck(backend, case, device):
     if not takes(backend, torch.float64, device):
         pytest.skip(f"{backend} has no float64 kernels")
-    if interpreted(backend, device) and case not in FEW:
+    if interpreted(backend, device):
         pytest.skip("gradgradcheck makes hundreds of launches")
     f, up, down, padding = CASES[case]
     x = image(1, 2, 2, 3).to(device).detach().requires_grad_()
@@ -194,8 +194,8 @@ def test_gradcheck(backend, case, device):
     def run(x):
         return upfirdn2d(x, on(device, f), up, down, padding, gain=0.6, backend=backend)
 
-    assert gradcheck(run, x, fast_mode=interpreted(backend, device))
-    assert gradgradcheck(run, x, fast_mode=interpreted(backend, device))
+    assert gradcheck(run, x)
+    assert gradgradcheck(run, x)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -281,9 +281,11 @@ LOWPASS = torch.from_numpy(scipy.signal.firwin(12, 0.5)).float()
 @pytest.mark.parametrize("name", ["astronaut", "camera"])
 @pytest.mark.parametrize("up, down", [(1, 1), (2, 1), (1, 2)])
 def test_photographs_are_resampled_as_scipy_does(backend, up, down, name, dtype, device):
+    if interpreted(backend, device) and (name == "camera" or (dtype == torch.float16) != (up == 2)):
+        pytest.skip("one thing at a time in Triton's interpreter")
     x = photograph(name, device, dtype)
     x = x[..., 96:115, 208:231] if interpreted(backend, device) else x[..., 37:421, 101:400]
-    for memory_format in (torch.contiguous_format, torch.channels_last):
+    for memory_format in (NCHW, NHWC):
         y = upfirdn2d(
             x.contiguous(memory_format=memory_format),
             on(device, LOWPASS),
@@ -354,7 +356,7 @@ def test_workloads(backend, workload, dtype, device):
     def exact(x, f, *arguments):
         return reference(x, f.double(), *arguments)
 
-    for memory_format in (torch.contiguous_format, torch.channels_last):
+    for memory_format in (NCHW,) if interpreted(backend, device) else (NCHW, NHWC):
         x = image(*shape).to(device, dtype).contiguous(memory_format=memory_format)
         wide = x.cpu().double().detach().requires_grad_()
         x.requires_grad_()
@@ -386,7 +388,7 @@ FILTERS = {
 def test_unusual_filters(backend, f, device):
     f = FILTERS[f]
     x = X.to(device, widest(backend, device))
-    for up, down in ((1, 1), (2, 1), (1, 2)):
+    for up, down in ((2, 1),) if interpreted(backend, device) else ((1, 1), (2, 1), (1, 2)):
         y = upfirdn2d(x, on(device, f), up, down, padding=[3, 2, 1, 4], backend=backend)
         expected = definition(x.cpu(), f, (up,) * 2, (down,) * 2, (3, 2, 1, 4), False, 1)
         assert_matches(y.cpu(), expected, reduction=terms(f))
@@ -475,7 +477,7 @@ def test_overflow_is_infinity_of_its_sign(backend, device):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
 @pytest.mark.parametrize("f, up, down, reach", [
     (FIR, 1, 1, 4), (FIR, 2, 1, 4), (FIR, 1, 2, 2), (setup_filter(F12 - F12.mean() + 1), 1, 1, 12),
     (None, 1, 1, 1),
@@ -483,6 +485,8 @@ def test_overflow_is_infinity_of_its_sign(backend, device):
 def test_nan_and_infinity_stay_within_the_reach_of_the_filter(
     backend, f, up, down, reach, memory_format, value, device
 ):
+    if interpreted(backend, device) and (value == math.inf) == (memory_format == NCHW):
+        pytest.skip("one thing at a time in Triton's interpreter")
     x = torch.zeros(2, 3, 9, 15, device=device).contiguous(memory_format=memory_format)
     x[1, 2, 4, 6] = value
     taps = 1 if f is None else f.shape[0]
@@ -498,13 +502,13 @@ def test_nan_and_infinity_stay_within_the_reach_of_the_filter(
 
 LAYOUTS = {
     "NCHW": lambda x: x,
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "cropped channels_last": lambda x: F.pad(x, [1, 2, 1, 1]).contiguous(
-        memory_format=torch.channels_last
-    )[:, :, 1:-1, 1:-2],
+    "channels_last": lambda x: x.contiguous(memory_format=NHWC),
+    "cropped channels_last": lambda x: F.pad(x, [1, 2, 1, 1]).contiguous(memory_format=NHWC)[
+        :, :, 1:-1, 1:-2
+    ],
     "cropped NCHW": lambda x: F.pad(x, [1, 2, 1, 1])[:, :, 1:-1, 1:-2],
     "some channels of channels_last": lambda x: torch.cat([x, x, x], 1).contiguous(
-        memory_format=torch.channels_last
+        memory_format=NHWC
     )[:, x.shape[1] : 2 * x.shape[1]],
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     "batch last": lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
@@ -609,7 +613,7 @@ def test_threads_agree(f, up, down, nhwc):
     if backends.unavailable("cpu") is not None:
         pytest.skip("the cpu backend is not built")
     x = image(3, 13, 61, 67, dtype=torch.float32)
-    x = x.contiguous(memory_format=torch.channels_last) if nhwc else x
+    x = x.contiguous(memory_format=NHWC) if nhwc else x
     before = torch.get_num_threads()
     try:
         results = []
@@ -652,7 +656,7 @@ def test_more_than_two_to_the_31_bytes(nhwc):
         pytest.skip("the cpu backend is not built")
     torch.utils.deterministic.fill_uninitialized_memory = False
     sample = image(1, 8, 256, 260).half()
-    sample = sample.contiguous(memory_format=torch.channels_last) if nhwc else sample
+    sample = sample.contiguous(memory_format=NHWC) if nhwc else sample
     x = sample.expand(2**31 // (2 * 8 * 512 * 520) + 2, -1, -1, -1)
     y = upfirdn2d(x, FIR, up=2, padding=[2, 1, 2, 1], backend="cpu")
     assert y.numel() * y.element_size() > 2**31
@@ -665,7 +669,7 @@ def test_more_than_two_to_the_31_bytes(nhwc):
 def test_more_than_two_to_the_31_elements_on_a_gpu(backend, device):
     if device.type != "cuda" or backend == "reference":
         pytest.skip("for the kernels on a GPU")
-    for memory_format in (torch.contiguous_format, torch.channels_last):
+    for memory_format in (NCHW, NHWC):
         sample = image(1, 8, 512, 520).half().to(device).contiguous(memory_format=memory_format)
         x = sample.expand(2**31 // (8 * 1024 * 1040) + 2, -1, -1, -1)
         y = upfirdn2d(x, on(device, FIR), up=2, padding=[2, 1, 2, 1], backend=backend)
@@ -686,7 +690,7 @@ def test_opcheck(backend, device):
     check = partial(torch.library.opcheck, test_utils=tests)
     f = on(device, F23)
     resampling = ([2, 1], [1, 3], [1, 2, -1, 3], True)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
+    for memory_format in (NCHW, NHWC):
         x = image(2, 8, 5, 7, dtype=torch.float32).to(device)
         x = x.contiguous(memory_format=memory_format)
         check(fir_ops.linear_op, (x, f, *resampling, 1.5, backend))
@@ -737,7 +741,7 @@ def test_compiles_for_any_image_size(backend, device):
     f = on(device, FIR)
     compiled = torch.compile(upsample2d, fullgraph=True, backend="aot_eager", dynamic=True)
     for height, width in ((5, 7), (9, 4), (8, 8)):
-        for memory_format in (torch.contiguous_format, torch.channels_last):
+        for memory_format in (NCHW, NHWC):
             x = image(2, 3, height, width, dtype=torch.float32).to(device)
             x = x.contiguous(memory_format=memory_format)
             y = compiled(x, f, backend=backend)

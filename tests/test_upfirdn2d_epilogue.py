@@ -162,25 +162,23 @@ def test_every_activation_and_order(backend, act, place, device):
 @pytest.mark.parametrize("place", ["NCHW, whole units", "NHWC, whole units", "NCHW, broken units"])
 def test_every_choice_of_operands(backend, place, act, device):
     """Values and first gradients, with what each may be saved for, of all 24 combinations."""
+    slow = interpreted(backend, device)
+    if slow and (act != "lrelu" or place != "NCHW, whole units"):
+        pytest.skip("one thing at a time in Triton's interpreter")
     problem = Problem(place, torch.float32, device, noise_samples=1)
     optional = ["scale", "noise", "strength", "b", "add"]
     for present in itertools.product((True, False), repeat=5):
         chosen = [name for name, used in zip(optional, present) if used]
         if "strength" in chosen and "noise" not in chosen:
             continue
-        if interpreted(backend, device) and (
-            len(chosen) not in (0, 1, 4) or act == "tanh" or place != "NCHW, whole units"
-        ):
+        if slow and len(chosen) not in (0, 1, 4):
             continue
         operands = {name: problem.operands[name] for name in ("x", *chosen)}
-        for clamp in (None, 0.9131) if backend == "reference" else (math.inf, 0.9131):
-            if interpreted(backend, device) and clamp == math.inf and act != "linear":
-                continue
+        wide = {name: t.double() for name, t in operands.items()}
+        for clamp in (0.9131,) if slow else (None, 0.9131):
             end = (act, 0.3, 1.0 if act == "linear" else 1.3, clamp)
-            composed_end = (*end[:3], None if clamp == math.inf else clamp)
             actual = orders(problem.fused(backend, *end), operands, problem.dy, False)
-            wide = {name: t.double() for name, t in operands.items()}
-            expected = orders(problem.composed(*composed_end), wide, problem.dy.double(), False)
+            expected = orders(problem.composed(*end), wide, problem.dy.double(), False)
             for name, value in actual.items():
                 reduction = 12 * math.prod(problem.shape)
                 assert_matches(value, expected[name], reduction=reduction, name=f"{chosen} {name}")
@@ -325,6 +323,8 @@ ADDED = {
 @pytest.mark.parametrize("layout", ADDED)
 @pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
 def test_add_of_any_layout(backend, memory_format, layout, device):
+    if interpreted(backend, device) and memory_format == NHWC and layout != "cropped":
+        pytest.skip("one thing at a time in Triton's interpreter")
     x = randn(2, 3, 3, 4).float().to(device).contiguous(memory_format=memory_format)
     added = ADDED[layout](randn(2, 3, 6, 8, seed=1).float().to(device)).requires_grad_()
     y = upsample2d_add(x, FIR.to(device), added, backend=backend)
@@ -448,7 +448,7 @@ def launches(backend, monkeypatch):
 @pytest.mark.parametrize("act, clamp, place, forward, backward", [
     ("lrelu", 0.9, "NCHW, whole units", ["upfirdn2d_forward"], ["upfirdn2d_masked"]),
     ("lrelu", 0.9, "NHWC, whole units", ["upfirdn2d_forward"], ["upfirdn2d_masked"]),
-    ("linear", math.inf, "NCHW, broken units", ["upfirdn2d_forward"], ["upfirdn2d_masked"]),
+    ("linear", None, "NCHW, broken units", ["upfirdn2d_forward"], ["upfirdn2d_masked"]),
     (
         "lrelu",
         0.9,
@@ -508,7 +508,7 @@ def test_saved_memory_is_two_bits_an_element(backend, device):
 
 
 def test_bias_gradient_is_reproducible(backend, device):
-    size = (2, 4, 8, 16) if interpreted(backend, device) else (3, 16, 33, 40)
+    size = (2, 2, 4, 8) if interpreted(backend, device) else (3, 16, 33, 40)
     x = torch.randn(size, device=device)
     b = torch.randn(size[1], device=device, requires_grad=True)
     for memory_format in (NCHW, NHWC):
@@ -615,6 +615,8 @@ def test_errors(backend, device):
 @pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
 def test_convolutions_end_with_it(backend, memory_format, size, fused_modconv, device):
     """modulated_conv2d with up=2: value and both gradients of what a training step needs."""
+    if interpreted(backend, device) and not fused_modconv:
+        pytest.skip("one thing at a time in Triton's interpreter")
     dtype = widest(backend, device)
     x = randn(2, 3, *size).contiguous(memory_format=memory_format)
     operands = [x, randn(8, 3, 3, 3, seed=1), 1 + randn(2, 3, seed=2) / 3]
