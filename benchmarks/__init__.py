@@ -23,12 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="small shapes, short timings, no torch.compile"
     )
     choose = parser.add_argument_group("filters, which choose among all cases")
-    choose.add_argument("--op", nargs="+", choices=list(OPS))
+    choose.add_argument("--op", nargs="+", choices=OPS)
     choose.add_argument("--dtype", nargs="+", choices=list(DTYPES))
     choose.add_argument("--layout", nargs="+", choices=list(LAYOUTS))
     choose.add_argument("--mode", nargs="+", choices=MODES, metavar="MODE", help=", ".join(MODES))
     choose.add_argument(
-        "--shape", nargs="+", metavar="PART", help="part of a shape or a layer: 4x64, 1024:b64"
+        "--shape",
+        nargs="+",
+        metavar="PART",
+        help="part of a shape, a variant or a layer: 4x64, up2, 1024:b64",
     )
     parser.add_argument("--list", action="store_true", help="print the chosen cases and stop")
     parser.add_argument("--seconds", type=float, help="time spent on a case (default 1)")

@@ -17,13 +17,12 @@ from ..ops import bias_act
 from ..reference.bias_act import bias_act as reference
 from .cases import DTYPES, LAYOUTS, Case
 from .gate import Expected
-from .workload import Provider, Session
+from .workload import Provider, Results, Session, candidates, compiled, differentiate
 
 CLAMP = 256.0
 ROW = ACTIVATIONS["lrelu"]
 
 Function = Callable[[Tensor, Tensor], Tensor]
-Results = tuple[Tensor | None, ...]
 
 # Per mode: tensors of x's size, saved masks (2 bits an element) and vectors of b's size that have
 # to be read or written; additions, multiplications and comparisons per element.
@@ -45,21 +44,6 @@ def stock(x: Tensor, b: Tensor) -> Tensor:
 
 def _reference(x: Tensor, b: Tensor) -> Tensor:
     return reference(x, b, 1, "lrelu", clamp=CLAMP)
-
-
-def differentiate(
-    function: Function, mode: str, x: Tensor, b: Tensor, dy: Tensor, h: tuple[Tensor, Tensor]
-) -> Results:
-    """All that a mode computes: (y), (y, dx, db), or (y, dx, db) and the gradients by x, b and dy
-    of <dx, h[0]> + <db, h[1]>, which is what a gradient penalty sends back."""
-    y = function(x, b)
-    if mode == "forward":
-        return (y,)
-    twice = mode == "double backward"
-    dx, db = torch.autograd.grad(y, (x, b), dy, create_graph=twice)
-    if not twice:
-        return y, dx, db
-    return y, dx, db, *torch.autograd.grad((dx, db), (x, b, dy), h, allow_unused=True)
 
 
 class BiasAct:
@@ -112,7 +96,7 @@ class BiasAct:
             b, h_b = (t.detach()[part].double() for t in (self.b, self.h[1]))
             for t in (x, b, dy):
                 t.requires_grad_()
-            results = differentiate(_reference, mode, x, b, dy, (h, h_b))
+            results = differentiate(_reference, mode, (x, b), dy, (h, h_b))
             # lrelu has no curvature: autograd may leave its second gradients out.
             shapes = (x, x, b, x, b, dy)
             whole = [torch.zeros_like(t) if r is None else r for r, t in zip(results, shapes)]
@@ -128,7 +112,7 @@ class BiasAct:
         if self.case.level == "user":
             yield from self._functions()
             return
-        for name in self._backends():
+        for name in self._candidates():
             if name != "reference":  # it has no kernels
                 yield Provider(name, self._kernel(backends.BACKENDS[name]))
 
@@ -161,9 +145,8 @@ class BiasAct:
         return backward
 
     def _functions(self) -> Iterator[Provider]:
-        case = self.case
         yield Provider("stock", self._call(stock))
-        for name in self._backends():
+        for name in self._candidates():
             yield Provider(name, self._call(_ours(name)))
         for peer in self.session.peers:
             if peer.bias_act is None:
@@ -171,21 +154,13 @@ class BiasAct:
             else:
                 function = _clamped(peer.bias_act)
                 yield Provider(peer.name, self._call(function), peer.detail, ours=False)
-        if self.session.compiles:
-            if case.mode == "double backward":
-                reason = "torch.compile does not differentiate twice (pytorch#91469)"
-                yield Provider("torch.compile", None, reason, ours=False)
-            else:
-                yield Provider("torch.compile", self._call(_compiled()), ours=False)
+        yield from compiled(_reference, self.case.mode, self.session, self._call)
 
-    def _backends(self) -> list[str]:
-        device = self.session.device.type
-        usable = backends.usable(device, self.dtype)
-        # Triton on a CPU is its interpreter, a tool for tests.
-        return [name for name in usable if (name, device) != ("triton", "cpu")]
+    def _candidates(self) -> list[str]:
+        return candidates("bias_act", self.session.device.type, self.dtype)
 
     def _call(self, function: Function) -> Callable[[], Results]:
-        operands = (self.x, self.b, self.dy, self.h)
+        operands = ((self.x, self.b), self.dy, self.h)
         return lambda: differentiate(function, self.case.mode, *operands)
 
 
@@ -195,11 +170,6 @@ def _ours(backend: str) -> Function:
 
 def _clamped(function: Callable[[Tensor, Tensor, float], Tensor]) -> Function:
     return lambda x, b: function(x, b, CLAMP)
-
-
-def _compiled() -> Function:
-    torch.compiler.reset()  # each case is one shape: no limit of recompilations
-    return torch.compile(_reference, fullgraph=True, dynamic=False)
 
 
 def _away_from_kinks(x: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is timed: (op, layer shape, dtype, layout, level, mode)."""
+"""What is timed: (op, variant, layer shape, dtype, layout, level, mode)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,22 @@ CHANNEL_BASE = {256: 16384, 1024: 32768}
 TARGETS = ((4, 64, 128, 128), (1, 32, 512, 512))
 """The shapes the CPU targets of the project are stated for."""
 
-TINY = (2, 8, 4, 4)
+TINY = {"bias_act": (2, 8, 4, 4), "upfirdn2d": (1, 3, 8, 8)}
 """So small that only the cost of a call is left."""
+
+OVERHEAD = "overhead of a call"
+
+TARGET_VARIANTS = {
+    "same": ("forward", "forward+backward"),
+    "up2": ("forward", "forward+backward"),
+    "down2": ("forward", "forward+backward", "double backward"),  # as R1 has it
+    "up2 12-tap": ("forward",),
+    "down2 12-tap": (),
+}
+"""The resamplings those targets are stated for, and the modes of a user's call that are timed by
+default; derivatives of the first shape."""
+
+PHOTOGRAPH_VARIANTS = ("up2", "down2", "up2 12-tap", "blur 61-tap")
 
 DTYPES = {
     "float32": torch.float32,
@@ -33,7 +47,7 @@ LEVELS = {
 """The modes of each level. A kernel writes into tensors that exist; a user calls the public
 function; a training step runs both networks."""
 
-OPS = {"bias_act": ("kernel", "user"), "training": ("training",)}
+OPS = ("bias_act", "upfirdn2d", "photographs", "training")
 MODES = tuple(dict.fromkeys(mode for modes in LEVELS.values() for mode in modes))
 
 
@@ -46,6 +60,8 @@ class Case:
     layout: str
     level: str
     mode: str
+    variant: str = ""
+    """What the op does, where it can be several things (upfirdn2d.VARIANTS)."""
 
     @property
     def shape_name(self) -> str:
@@ -53,7 +69,8 @@ class Case:
 
     def __str__(self) -> str:
         level = "" if self.level == "training" else f"{self.level} "
-        return f"{self.op} {self.shape_name} {self.dtype} {self.layout} {level}{self.mode}"
+        case = f"{self.shape_name} {self.dtype} {self.layout} {level}{self.mode}"
+        return f"{self.op} {self.variant} {case}" if self.variant else f"{self.op} {case}"
 
 
 class Layer(NamedTuple):
@@ -84,22 +101,87 @@ def batch(layer: Layer, device_type: str) -> int:
     return 32 if elements <= 2**22 else 8
 
 
+def _layers(size: str) -> list[Layer]:
+    if size == "full":
+        return layers()
+    largest = 16 if size == "quick" else 256
+    return [layer for layer in layers((256,))[::2] if layer.resolution <= largest]
+
+
 def _shapes(size: str, device_type: str) -> dict[tuple[int, ...], str]:
     """Shape -> names of the layers that have it."""
-    if size == "full":
-        chosen = layers()
-    else:  # every second resolution
-        largest = 16 if size == "quick" else 256
-        chosen = [layer for layer in layers((256,))[::2] if layer.resolution <= largest]
     shapes: dict[tuple[int, ...], str] = {
         (batch(layer, device_type), layer.channels, layer.resolution, layer.resolution): layer.name
-        for layer in chosen
+        for layer in _layers(size)
     }
     if size != "quick":
         for target in TARGETS:
             shapes.setdefault(target, "target")
-        shapes[TINY] = "overhead of a call"
+        shapes[TINY["bias_act"]] = OVERHEAD
     return shapes
+
+
+def _resamplings(size: str, device_type: str) -> dict[tuple[str, tuple[int, ...]], str]:
+    """(variant, shape of the input) -> where it is found.
+
+    A block of the generator filters after the transposed convolution of conv0 and enlarges the
+    image of the block before; a block of the discriminator filters before conv1 and halves its
+    input for the skip connection.
+    """
+    found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+
+    def add(variant: str, channels: int, size: int, where: str) -> None:
+        n = batch(Layer(where, channels, size), device_type)
+        found.setdefault((variant, (n, channels, size, size)), []).append(where)
+
+    for names, channels, resolution in _layers(size)[0 if size == "full" else -1 :]:
+        if resolution == 4:  # the first block resamples nothing
+            continue
+        add("after conv + epilogue", channels, resolution + 1, f"{names} G.conv0")
+        add("up2 + add", 3, resolution // 2, f"{names} G image")
+        if size == "full":
+            add("after conv", channels, resolution + 1, f"{names} G.conv0")
+            add("up2", 3, resolution // 2, f"{names} G image")
+            add("before conv", channels, resolution, f"{names} D.conv1")
+            add("down2", channels, resolution, f"{names} D.skip")
+    if size == "full":
+        for resolution in CHANNEL_BASE:
+            add("up2 12-tap", 3, resolution, "ADA")
+            add("down2 12-tap crop", 3, 2 * resolution, "ADA")
+            add("blur 61-tap", 3, resolution, "StyleGAN3-R D")
+        add("down2 crop", 3, 512, "EG3D D")
+        add("up4 47x47", 3, 256, "StyleGAN3 viewer")
+        add("up4 127x127", 3, 64, "StyleGAN3 equivariance")
+        add("blur 1x61", 3, 256, "StyleGAN3 equivariance")
+    resamplings = {key: " ".join(dict.fromkeys(places)) for key, places in found.items()}
+    for variant in TARGET_VARIANTS:
+        if size != "quick":
+            for target in TARGETS:
+                resamplings.setdefault((variant, target), "target")
+        if "12-tap" not in variant:
+            resamplings[variant, TINY["upfirdn2d"]] = OVERHEAD
+    return resamplings
+
+
+def _timed(size: str, case: Case) -> bool:
+    """Whether the size has this resampling. The full one leaves out what measures nothing of its
+    own, the others what takes long: in NHWC, calls of the filter alone; most derivatives."""
+    fused = "+" in case.variant
+    if case.variant.endswith("+ add") and case.level == "kernel" and case.mode == "backward":
+        return False  # that of the filter alone
+    if fused and case.mode == "double backward":
+        return False
+    if case.shape == TINY["upfirdn2d"]:
+        wanted = case.mode == "forward" or size == "quick"
+        return (case.level, case.layout) == ("user", "nchw") and wanted
+    if size == "full":
+        return True
+    if case.mode == "backward":
+        return False
+    if fused or case.level == "kernel":
+        return True
+    wanted = case.mode in TARGET_VARIANTS[case.variant]
+    return wanted and case.layout == "nchw" and (case.mode == "forward" or case.shape == TARGETS[0])
 
 
 def _dtypes(size: str, device_type: str) -> list[str]:
@@ -120,12 +202,25 @@ def select(arguments: argparse.Namespace, device_type: str) -> list[Case]:
         for shape, layer in shapes.items()
         for dtype in dtypes
         for layout in LAYOUTS
-        for level in OPS["bias_act"]
+        for level in ("kernel", "user")
         for mode in LEVELS[level]
     ]
+    size = "full" if arguments.shape else size
+    resamplings = [
+        Case("upfirdn2d", layer, shape, dtype, layout, level, mode, variant)
+        for (variant, shape), layer in _resamplings(size, device_type).items()
+        for dtype in dtypes
+        for layout in LAYOUTS
+        for level in ("kernel", "user")
+        for mode in LEVELS[level]
+    ]
+    cases += [case for case in resamplings if _timed(size, case)]
+    photographs = ", ".join(PHOTOGRAPH_VARIANTS)
+    shape = (2 if size == "quick" else 4, 3, 256, 256)
+    cases.append(Case("photographs", photographs, shape, "float32", "nchw", "user", "forward"))
     cases += [
         Case("training", "StyleGAN2 64x64", (images, 3, 64, 64), "float32", "nchw", level, mode)
-        for level in OPS["training"]
+        for level in ("training",)
         for mode in LEVELS[level]
     ]
     return [case for case in cases if _wanted(case, arguments)]
@@ -137,5 +232,5 @@ def _wanted(case: Case, arguments: argparse.Namespace) -> bool:
         allowed = getattr(arguments, name)
         if allowed and value not in allowed:
             return False
-    text = f"{case.shape_name} {case.layer}"
+    text = f"{case.variant} {case.shape_name} {case.layer}"
     return not arguments.shape or any(part in text for part in arguments.shape)

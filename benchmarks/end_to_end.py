@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +18,8 @@ from ..models.stylegan2 import Discriminator, Generator
 from .cases import Case
 from .gate import Expected
 from .peers import Peer, one_line
+from .photographs import crops, photographs, save
 from .workload import Provider, Session
-
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
-"""Colour photographs inside scikit-image's wheel."""
 
 IMAGE: dict[str, Any] = {"img_resolution": 64, "img_channels": 3, "c_dim": 0}
 SIZE: dict[str, Any] = {"z_dim": 128, "w_dim": 128, **IMAGE}
@@ -44,28 +41,6 @@ class Batch(NamedTuple):
     real: Tensor  # [N, 3, 64, 64] in [-1, 1]
     z: Tensor  # [N, z_dim]
     direction: Tensor  # [N // 2, 3, 64, 64]: the random image of the path-length regulariser
-
-
-def photographs() -> list[Tensor]:
-    """uint8 images [3, H, W]. ImportError without scikit-image."""
-    import skimage.data
-
-    images = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
-    return [torch.from_numpy(image).permute(2, 0, 1) for image in images]
-
-
-def crops(images: list[Tensor], count: int, size: int = 64) -> Tensor:
-    """[count, 3, size, size] in [-1, 1], from the images in turn, at random places (seed 0)."""
-    generator = torch.Generator().manual_seed(0)
-    taken = []
-    for index in range(count):
-        image = images[index % len(images)]
-        top, left = (
-            int(torch.randint(extent - size + 1, [], generator=generator))
-            for extent in image.shape[1:]
-        )
-        taken.append(image[:, top : top + size, left : left + size])
-    return torch.stack(taken).float() / 127.5 - 1
 
 
 def discriminator_step(G: Any, D: Any, batch: Batch) -> tuple[Tensor, ...]:
@@ -194,7 +169,7 @@ class TrainingStep:
             fake = self.G.synthesis(_mapped(self.G, self.batch.z), noise_mode="const")
         named = {"real.png": self.batch.real, "generated-untrained.png": fake}
         for name, images in named.items():
-            save_grid(images, self.session.folder / name)
+            save(_grid(images), self.session.folder / name)
         return " ".join(named)
 
 
@@ -230,11 +205,7 @@ def peer_networks(module: Any, G: nn.Module, D: nn.Module) -> tuple[nn.Module, n
     return peer_g, peer_d
 
 
-def save_grid(images: Tensor, path: Path) -> None:
-    """[N, 3, H, W] in [-1, 1] -> a PNG, four images a row (N fills the rows), enlarged twice."""
-    from PIL import Image
-
-    pixels = ((images.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    grid = torch.cat([torch.cat(list(row), 2) for row in pixels.split(4)], 1)
-    grid = grid.permute(1, 2, 0).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    Image.fromarray(grid.numpy()).save(path)
+def _grid(images: Tensor) -> Tensor:
+    """[N, 3, H, W] -> one image, four a row (N fills the rows), enlarged twice."""
+    grid = torch.cat([torch.cat(list(row), 2) for row in images.split(4)], 1)
+    return grid.repeat_interleave(2, 1).repeat_interleave(2, 2)

@@ -3,7 +3,10 @@
 Families, told apart by the files present:
 
     torch_utils/ops/bias_act.py   bias_act(x, b, dim, act, alpha, gain, clamp, impl='ref' | 'cuda')
+                    upfirdn2d.py  upfirdn2d(x, f, up, down, padding, flip_filter, gain, impl)
     op/                           fused_leaky_relu(input, bias, negative_slope, scale)
+                                  upfirdn2d(input, kernel, up, down, pad), of which pad is (before,
+                                  after) on both axes
 
 The first also has `training/networks.py` or `training/networks_stylegan2.py`, whose Generator and
 Discriminator have the names of ours and take our weights.
@@ -16,7 +19,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,9 +28,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from ..backends.geometry import Fir
 from .machine import git_commit
 
 BiasAct = Callable[[Tensor, Tensor, float], Tensor]
+Upfirdn2d = Callable[[Tensor, Tensor, Fir], Tensor]
 
 _TOP_LEVEL = ("torch_utils", "dnnlib", "training", "op", "model")
 
@@ -41,12 +46,14 @@ class Peer:
     """Why it cannot be timed, if it cannot."""
     bias_act: BiasAct | None = None
     """(x, b, clamp) -> clamp(√2 · lrelu(x + b))"""
+    upfirdn2d: Upfirdn2d | None = None
+    upfirdn2d_problem: str = ""
     networks: ModuleType | None = None
     networks_problem: str = "this family's networks differ from ours"
 
 
 def load(path: str, device: torch.device) -> Peer:
-    """Import a checkout. What goes wrong is in `problem` and `networks_problem`."""
+    """Import a checkout. What goes wrong is in `problem` and the other problems."""
     root = Path(path).expanduser().resolve()
     name = f"peer:{root.name}"
     if not root.is_dir():
@@ -54,28 +61,35 @@ def load(path: str, device: torch.device) -> Peer:
     commit, dirty = git_commit(root)
     detail = f"at {commit[:12]}{' with changes' if dirty else ''}" if commit else ""
     if (root / "torch_utils" / "ops" / "bias_act.py").is_file():
-        family = _torch_utils
+        bias_act_of, upfirdn2d_of = _torch_utils_bias_act, _torch_utils_upfirdn2d
     elif (root / "op").is_dir():
-        family = _op
+        bias_act_of, upfirdn2d_of = _op_bias_act, _op_upfirdn2d
     else:
         problem = f"--peer {path} has neither torch_utils/ops/bias_act.py nor op/"
         return Peer(name, detail, problem)
     with _importing(root, device):
         try:
-            bias_act = family(device)
+            bias_act = bias_act_of(device)
             # Extensions are compiled at the first call, and imports inside functions run then.
             bias_act(torch.ones(1, 2, 3, 3, device=device), torch.ones(2, device=device), 256.0)
         except Exception as error:
             return Peer(name, detail, f"import failed: {one_line(error)}")
+        peer = Peer(name, detail, bias_act=bias_act)
+        try:
+            upfirdn2d = upfirdn2d_of(device)
+            image, f = (torch.ones(shape, device=device) for shape in ((1, 2, 3, 3), (2, 2)))
+            upfirdn2d(image, f, Fir(2, 2, 1, 1, 1, 0, 1, 0, False, 1.0))
+            peer = replace(peer, upfirdn2d=upfirdn2d)
+        except Exception as error:
+            peer = replace(peer, upfirdn2d_problem=f"import failed: {one_line(error)}")
         for module in ("networks_stylegan2", "networks"):
             if (root / "training" / f"{module}.py").is_file():
                 try:
                     networks = importlib.import_module(f"training.{module}")
                 except Exception as error:
-                    problem = f"import failed: {one_line(error)}"
-                    return Peer(name, detail, "", bias_act, None, problem)
-                return Peer(name, detail, "", bias_act, networks, "")
-    return Peer(name, detail, "", bias_act)
+                    return replace(peer, networks_problem=f"import failed: {one_line(error)}")
+                return replace(peer, networks=networks, networks_problem="")
+    return peer
 
 
 def one_line(error: Exception) -> str:
@@ -83,15 +97,43 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _torch_utils(device: torch.device) -> BiasAct:
+def _impl(device: torch.device) -> str:
+    return "cuda" if device.type == "cuda" else "ref"
+
+
+def _torch_utils_bias_act(device: torch.device) -> BiasAct:
     function = importlib.import_module("torch_utils.ops.bias_act").bias_act
-    impl = "cuda" if device.type == "cuda" else "ref"
+    impl = _impl(device)
     return lambda x, b, clamp: function(x, b, act="lrelu", clamp=clamp, impl=impl)
 
 
-def _op(device: torch.device) -> BiasAct:
+def _torch_utils_upfirdn2d(device: torch.device) -> Upfirdn2d:
+    function = importlib.import_module("torch_utils.ops.upfirdn2d").upfirdn2d
+    impl = _impl(device)
+
+    def upfirdn2d(x: Tensor, f: Tensor, fir: Fir) -> Tensor:
+        return function(x, f, *fir.arguments(), impl)
+
+    return upfirdn2d
+
+
+def _op_bias_act(device: torch.device) -> BiasAct:
     function = importlib.import_module("op").fused_leaky_relu
     return lambda x, b, clamp: function(x, b).clamp(-clamp, clamp)
+
+
+def _op_upfirdn2d(device: torch.device) -> Upfirdn2d:
+    function = importlib.import_module("op").upfirdn2d
+
+    def upfirdn2d(x: Tensor, f: Tensor, fir: Fir) -> Tensor:
+        if (fir.x0, fir.x1) != (fir.y0, fir.y1):
+            raise ValueError(f"this family pads both axes alike, {fir} does not")
+        kernel = f if f.ndim == 2 else f.outer(f)
+        kernel = kernel.flip((0, 1)) if fir.flip_filter else kernel
+        pad = (fir.x0, fir.x1)
+        return function(x, kernel * fir.gain, up=fir.up_x, down=fir.down_x, pad=pad)
+
+    return upfirdn2d
 
 
 @contextlib.contextmanager

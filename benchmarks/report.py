@@ -10,11 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .photographs import CAPTIONS
 from .results import FAIL, OK, Row, read
 from .runner import COPY
 from .terminal import cells, mode_text, size_text, time_text
 
 NO_PLOTS = "no plots: matplotlib is missing; pip install 'stylegan_fast[bench]', then --report CSV"
+
+STOCK = {
+    "bias_act": "add, leaky_relu, mul, clamp",
+    "upfirdn2d": "zero-stuff, pad, depthwise conv2d; mul, add, add, leaky_relu, mul, clamp",
+    "photographs": "zero-stuff, pad, depthwise conv2d",
+}
+"""What the formulation consists of that speedups are against."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76em; margin: 2em auto; padding: 0 1em }
@@ -58,7 +66,10 @@ def write(path: Path) -> tuple[Path, str]:
 def _section(rows: list[Row], folder: Path, plots: bool) -> str:
     parts = [f"<h2>{html.escape(rows[0].processor or rows[0].device)}</h2>", _conditions(rows)]
     if plots:
-        parts += [_figure(draw, rows) for draw in (_copy_bars, _speedups, _roofline, _training)]
+        for op in dict.fromkeys(row.op for row in rows if row.level != "training"):
+            own = [row for row in rows if row.op == op]
+            parts += [_figure(draw, own) for draw in (_copy_bars, _speedups)]
+        parts += [_figure(draw, rows) for draw in (_roofline, _training)]
     parts.append(_images(rows, folder))
     parts.append(_table(rows))
     return "".join(parts)
@@ -106,7 +117,8 @@ def _images(rows: list[Row], folder: Path) -> str:
         if (folder / name).is_file():
             data = _inline("image/png", (folder / name).read_bytes())
             figures.append(
-                f"<figure><img alt='{name}' src='{data}'><figcaption>{name}</figcaption></figure>"
+                f"<figure><img alt='{name}' src='{data}'>"
+                f"<figcaption>{CAPTIONS.get(name, name)}</figcaption></figure>"
             )
     return "".join(figures)
 
@@ -131,7 +143,7 @@ def _figure(draw: Callable[[Any, list[Row]], str], rows: list[Row]) -> str:
 
 
 def _label(row: Row) -> str:
-    return f"{row.shape} {row.dtype} {row.layout} {mode_text(row)}"
+    return f"{row.variant} {row.shape} {row.dtype} {row.layout} {mode_text(row)}".lstrip()
 
 
 def _grouped_bars(
@@ -174,8 +186,9 @@ def _copy_bars(axes: Any, rows: list[Row]) -> str:
         return ""
     axes.axvline(1, color="black", linestyle="--", linewidth=0.8)
     return (
-        "Kernels writing into existing tensors. 1 is what <code>copy_</code> between existing "
-        "tensors of the same shape takes, in the same interleaved rounds, for the same bytes."
+        f"{kernels[0].op}: kernels writing into existing tensors. 1 is what <code>copy_</code> "
+        "between existing tensors takes, in the same interleaved rounds, for as many bytes; or a "
+        "large matrix product for as many FLOPs, where that is longer."
     )
 
 
@@ -194,8 +207,9 @@ def _speedups(axes: Any, rows: list[Row]) -> str:
     axes.set_xticks(ticks, [f"{t:g}×" for t in ticks])
     axes.set_xticks([], minor=True)
     return (
-        "As a user calls, allocation of the results included. Stock: add, leaky_relu, mul, clamp. "
-        "Bars: median over median; lines: p20 to p80 of the provider's own time."
+        f"{users[0].op} as a user calls it, allocation of the results included. Stock: "
+        f"{STOCK[users[0].op]}. Bars: median over median; lines: p20 to p80 of the provider's own "
+        "time."
     )
 
 

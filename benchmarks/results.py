@@ -19,6 +19,8 @@ class Row:
     """The start of the run, which its rows share."""
     timestamp: str = ""
     op: str = ""
+    variant: str = ""
+    """What the op does, where it can be several things."""
     layer: str = ""
     shape: str = ""
     dtype: str = ""
@@ -42,7 +44,8 @@ class Row:
     """What must be read and written at least; 0 where it was not counted."""
     flops: int = 0
     copy_gbyte_s: float = math.nan
-    """Ceiling: `copy_` between existing tensors of this shape, in the same interleaved rounds."""
+    """Ceiling: `copy_` between existing tensors, as many bytes as the op's input and output have,
+    in the same interleaved rounds."""
     matrix_gflop_s: float = math.nan
     """Ceiling: a large matrix product in the dtype the case computes in."""
     roofline_us: float = math.nan
@@ -73,7 +76,7 @@ class Row:
     @property
     def key(self) -> tuple[str, ...]:
         """What is measured, and on what."""
-        case = (self.op, self.shape, self.dtype, self.layout, self.level, self.mode)
+        case = (self.op, self.variant, self.shape, self.dtype, self.layout, self.level, self.mode)
         return (self.device, self.processor, self.threads, *case, self.provider)
 
     def cells(self) -> dict[str, str]:

@@ -17,12 +17,16 @@ from .cases import Case
 from .end_to_end import TrainingStep
 from .machine import MEMORY_METHODS, matrix_product, matrix_rate, peak_memory
 from .peers import one_line
+from .photographs import Photographs
 from .results import FAIL, OK, SKIPPED, Row
 from .timing import Call, graphed, interleaved, stopwatch
+from .upfirdn2d import Upfirdn2d
 from .workload import Provider, Session, Workload
 
 WORKLOADS: dict[str, Callable[[Case, Session], Workload]] = {
     "bias_act": BiasAct,
+    "upfirdn2d": Upfirdn2d,
+    "photographs": Photographs,
     "training": TrainingStep,
 }
 
@@ -45,6 +49,7 @@ def measure(
     blank = Row(
         timestamp=now(),
         op=case.op,
+        variant=case.variant,
         layer=case.layer,
         shape=case.shape_name,
         dtype=case.dtype,

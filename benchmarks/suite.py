@@ -110,9 +110,11 @@ def _announce(
 
 
 def _minutes(cases: list[Case], seconds: float, session: Session) -> str:
-    """An estimate: the timing, a second for gates and memory, six for a compilation."""
+    """An estimate: the timing, a second for gates and memory, six for a compilation, and more
+    where the stock formulation takes longer than the timing may."""
     total = 0.0
     for case in cases:
         compiled = session.compiles and case.level == "user" and case.mode != "double backward"
         total += seconds + (20 if case.level == "training" else 7 if compiled else 1)
+        total += 3 * (case.op == "upfirdn2d" and case.level == "user")
     return "less than a minute" if total < 60 else f"about {total / 60:.0f} minutes"

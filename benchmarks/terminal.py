@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .results import FAIL, OK, Row
 
 WIDTHS = {
-    "op": 8,
+    "op": 31,
     "shape": 14,
     "dtype": 8,
     "layout": 6,
@@ -47,9 +47,13 @@ def mode_text(row: Row) -> str:
     return f"kernel {row.mode}" if row.level == "kernel" else row.mode
 
 
+def op_text(row: Row) -> str:
+    return f"{row.op} {row.variant}" if row.variant else row.op
+
+
 def cells(row: Row) -> list[str]:
     """The row under the headings; what has no timing says why instead."""
-    case = [row.op, row.shape, row.dtype, row.layout, mode_text(row), row.provider]
+    case = [op_text(row), row.shape, row.dtype, row.layout, mode_text(row), row.provider]
     if row.status != OK:
         return [*case, f"{row.status}: {row.detail}"]
     against = "" if row.baseline == "stock" else f" {row.baseline[:3]}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import math
 import sys
 import time
@@ -14,15 +15,26 @@ import pytest
 import torch
 
 from stylegan_fast import backends, benchmarks
-from stylegan_fast.benchmarks import end_to_end, peers, report, results, suite, timing
+from stylegan_fast.benchmarks import (
+    end_to_end,
+    peers,
+    photographs,
+    report,
+    results,
+    suite,
+    timing,
+    upfirdn2d,
+)
 from stylegan_fast.benchmarks.bias_act import BiasAct, stock
 from stylegan_fast.benchmarks.cases import LEVELS, TARGETS, Case, layers, select
 from stylegan_fast.benchmarks.gate import Expected, check
 from stylegan_fast.benchmarks.machine import git_commit, peak_memory
 from stylegan_fast.benchmarks.results import COLUMNS, Row
+from stylegan_fast.benchmarks.upfirdn2d import VARIANTS, Upfirdn2d
 from stylegan_fast.benchmarks.workload import Session
 from stylegan_fast.layers import Conv2dLayer, SynthesisLayer
 from stylegan_fast.models.stylegan2 import Discriminator, Generator
+from stylegan_fast.reference.upfirdn2d import upfirdn2d as reference_upfirdn2d
 
 CPU = torch.device("cpu")
 SMALL = ["--quick", "--op", "bias_act", "--shape", "4x512x4x4", "--layout", "nchw"]
@@ -90,14 +102,15 @@ def test_cases_cover_every_layer_shape(network):
 def test_no_case_twice():
     for device in ("cpu", "cuda"):
         cases = select(parse("--full"), device)
-        keys = Counter((c.op, c.shape, c.dtype, c.layout, c.level, c.mode) for c in cases)
+        keys = Counter(dataclasses.replace(c, layer="") for c in cases)
         assert max(keys.values()) == 1
 
 
 def test_default_cases():
     cases = select(parse(), "cpu")
+    bias_act = [c for c in cases if c.op == "bias_act" and c.layout == "nchw"]
     for shape in TARGETS:
-        modes = {(c.level, c.mode) for c in cases if c.shape == shape and c.layout == "nchw"}
+        modes = {(c.level, c.mode) for c in bias_act if c.shape == shape}
         assert modes == {(level, mode) for level in ("kernel", "user") for mode in LEVELS[level]}
     assert {c.mode for c in cases if c.op == "training"} == {"D + R1", "G + path length"}
     assert {c.dtype for c in cases} == {"float32"}
@@ -107,11 +120,44 @@ def test_default_cases():
     assert max(math.prod(c.shape) for c in on_gpu) * 2 >= 64e6
 
 
+def test_default_resamplings():
+    cases = [c for c in select(parse(), "cpu") if c.op == "upfirdn2d"]
+    timed = {(c.variant, c.shape, c.layout, c.level, c.mode) for c in cases}
+    for variant in ("same", "up2", "down2", "up2 12-tap", "down2 12-tap"):
+        for shape in TARGETS:
+            if variant != "down2 12-tap":
+                assert (variant, shape, "nchw", "user", "forward") in timed
+            for layout in ("nchw", "nhwc"):
+                assert (variant, shape, layout, "kernel", "forward") in timed
+    for variant in ("same", "up2", "down2"):
+        assert (variant, (1, 3, 8, 8), "nchw", "user", "forward") in timed
+        assert (variant, TARGETS[0], "nchw", "user", "forward+backward") in timed
+    assert ("down2", TARGETS[0], "nchw", "user", "double backward") in timed
+    fused = {(c.variant, c.shape[1:]) for c in cases if "+" in c.variant}
+    assert fused == {("after conv + epilogue", (64, 257, 257)), ("up2 + add", (3, 128, 128))}
+
+
+def test_full_resamplings_are_those_of_the_networks():
+    cases = [c for c in select(parse("--full"), "cpu") if c.op == "upfirdn2d"]
+    assert {c.variant.partition(" + ")[0] for c in cases} == set(VARIANTS)
+    shapes = {(c.variant, c.shape[1:]): c.layer for c in cases}
+    assert shapes["after conv", (32, 1025, 1025)] == "1024:b1024 G.conv0"
+    assert shapes["before conv", (512, 64, 64)] == "1024:b64 D.conv1"
+    assert shapes["down2", (64, 256, 256)] == "256:b256 D.skip"
+    assert "256:b128" in shapes["up2 + add", (3, 64, 64)]
+    assert "1024:b128" in shapes["up2 + add", (3, 64, 64)]
+    assert not any(c.variant == "after conv" and c.shape[2] == 5 for c in cases)
+
+
 def test_filters_choose_among_all_cases():
-    cases = select(parse("--shape", "1024:b1024", "--dtype", "float16", "--mode", "forward"), "cpu")
+    argv = ("--shape", "1024:b1024", "--dtype", "float16", "--mode", "forward")
+    cases = select(parse("--op", "bias_act", *argv), "cpu")
     assert {c.shape for c in cases} == {(1, 32, 1024, 1024)}
     assert {c.dtype for c in cases} == {"float16"}
     assert {(c.level, c.mode) for c in cases} == {("kernel", "forward"), ("user", "forward")}
+    cases = select(parse("--shape", "12-tap crop"), "cpu")
+    assert {c.shape for c in cases} == {(4, 3, 512, 512), (1, 3, 2048, 2048)}
+    assert {(c.op, c.variant) for c in cases} == {("upfirdn2d", "down2 12-tap crop")}
     assert {c.op for c in select(parse("--op", "training"), "cpu")} == {"training"}
 
 
@@ -137,6 +183,293 @@ def test_inputs_reach_every_branch_and_no_kink(tmp_path, dtype, mode):
     assert 0.01 < (v * math.sqrt(2) > 256).double().mean() < 0.1
     assert 0.3 < (v < 0).double().mean() < 0.7
     assert check(work._call(stock)(), work.expected())[1] == ""
+
+
+# Resampling
+
+
+def resampling(
+    folder: Path,
+    variant: str,
+    mode: str = "forward",
+    level: str = "user",
+    shape: tuple[int, ...] = (2, 3, 5, 8),
+    dtype: str = "float32",
+    layout: str = "nchw",
+) -> Upfirdn2d:
+    case = Case("upfirdn2d", "", shape, dtype, layout, level, mode, variant)
+    return Upfirdn2d(case, Session(CPU, folder, compiles=False))
+
+
+def test_variants_are_the_workloads_of_the_originals():
+    """(x0, x1, y0, y1), gain and taps as the originals' networks pass them."""
+
+    def facts(name: str) -> tuple:
+        f, fir = VARIANTS[name]
+        return (fir.x0, fir.x1, fir.y0, fir.y1), fir.gain, tuple(f.shape)
+
+    assert facts("same") == ((2, 1, 2, 1), 1, (4, 4))
+    assert facts("up2") == ((2, 1, 2, 1), 4, (4, 4))
+    assert facts("down2") == ((1, 1, 1, 1), 1, (4, 4))
+    assert facts("after conv") == ((1, 1, 1, 1), 4, (4, 4))
+    assert facts("before conv") == ((2, 2, 2, 2), 1, (4, 4))
+    assert facts("up2 12-tap") == ((6, 5, 6, 5), 4, (12,))
+    assert facts("down2 12-tap") == ((5, 5, 5, 5), 1, (12,))
+    assert facts("down2 12-tap crop") == ((-1, -1, -1, -1), 1, (12,))
+    assert facts("down2 crop") == ((0, 0, 0, 0), 1, (4, 4))
+    assert facts("blur 61-tap") == ((30, 30, 30, 30), 1, (61,))
+    assert facts("up4 47x47") == ((23, 23, 23, 23), 16, (47, 47))
+    assert facts("up4 127x127")[1:] == (16, (127, 127))
+    assert facts("blur 1x61") == ((40, 20, 0, 0), 1, (1, 61))
+    for name in ("down2 12-tap crop", "down2 crop"):
+        assert VARIANTS[name].fir.flip_filter
+
+
+@pytest.mark.parametrize(
+    "variant, mode, moved, flops",
+    [
+        # 240 elements in, 240 out, 16 taps; of a row, then of a column.
+        ("same", "forward", 4 * (240 + 240 + 16), 2 * 6 * (5 * 8 * 4 + 5 * 8 * 4)),
+        # 10 × 16 out; a phase has 2 taps.
+        ("up2", "forward", 4 * (240 + 960 + 16), 2 * 6 * (5 * 16 * 2 + 10 * 16 * 2)),
+        # 2 × 4 out; columns first leave fewer pixels.
+        ("down2", "forward", 4 * (240 + 48 + 16), 2 * 6 * (2 * 8 * 4 + 2 * 4 * 4)),
+        ("down2", "backward", 4 * (240 + 48 + 16), 2 * 6 * (2 * 8 * 4 + 2 * 4 * 4)),
+        ("down2", "forward+backward", 2 * 4 * (240 + 48 + 16), 4 * 6 * (2 * 8 * 4 + 2 * 4 * 4)),
+        ("down2", "double backward", 3 * 4 * (240 + 48 + 16), 6 * 6 * (2 * 8 * 4 + 2 * 4 * 4)),
+        ("up2 12-tap", "forward", 4 * (240 + 960 + 12), 2 * 6 * (5 * 16 * 6 + 10 * 16 * 6)),
+        # A single column: its axis costs nothing.
+        ("blur 1x61", "forward", 4 * (240 + 240 + 61), 2 * 6 * 5 * 8 * 61),
+        # 20 × 32 out, not separable: 47² / 16 taps a pixel.
+        ("up4 47x47", "forward", 4 * (240 + 3840 + 47**2), 2 * 3840 * 47**2 // 16),
+        ("up2 + add", "forward", 4 * (240 + 2 * 960 + 16), 5760 + 960),
+        ("up2 + add", "forward+backward", 4 * (2 * 240 + 3 * 960 + 32), 2 * 5760 + 960),
+        # 4 × 7 out: x, y, taps, noise, scale, b.
+        ("after conv + epilogue", "forward", 4 * (240 + 168 + 16 + 56 + 6 + 3), 2880 + 8 * 168),
+        # dy, mask, dx, taps, scale, db
+        (
+            "after conv + epilogue",
+            "backward",
+            42 + 4 * (168 + 240 + 16 + 6 + 3),
+            2880 + 3 * 168 + 240,
+        ),
+        # both, the mask written, and for the gradient of scale x and its result
+        (
+            "after conv + epilogue",
+            "forward+backward",
+            1956 + 42 + 1774 + 4 * (240 + 6),
+            2 * 2880 + 11 * 168 + 3 * 240,
+        ),
+    ],
+)
+def test_bytes_and_flops_of_a_resampling(tmp_path, variant, mode, moved, flops):
+    work = resampling(tmp_path, variant, mode)
+    assert (work.bytes, work.flops) == (moved, flops)
+    if variant == "up2":
+        assert work.copied_bytes() == 4 * (240 + 960)
+        assert resampling(tmp_path, variant, dtype="bfloat16").bytes == 2 * (240 + 960) + 4 * 16
+
+
+@pytest.mark.parametrize("flip_filter", [False, True])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_stock_formulation_is_upfirdn2d(name, flip_filter):
+    variant = VARIANTS[name]
+    variant = variant._replace(fir=variant.fir._replace(flip_filter=flip_filter))
+    x = torch.randn(1, 2, 14, 17, dtype=torch.float64)
+    expected = variant.run(reference_upfirdn2d, x, variant.f)
+    y = upfirdn2d.stock(x, variant.f.double(), variant.fir)
+    assert y.shape[2:] == variant.fir.output_size(14, 17, variant.taps)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "variant, mode",
+    [
+        ("up2", "double backward"),
+        ("down2 12-tap", "forward+backward"),
+        ("after conv + epilogue", "forward"),
+        ("after conv + epilogue", "forward+backward"),
+        ("up2 + add", "forward+backward"),
+    ],
+)
+def test_formulations_of_resampling_pass_their_gate(tmp_path, variant, mode, dtype, layout):
+    shape = (2, 19, 17, 9)  # more than one slice of channels
+    work = resampling(tmp_path, variant, mode, "user", shape, dtype, layout)
+    calls = {provider.name: provider.call for provider in work.providers()}
+    expected = work.expected()
+    for name in ("stock", "reference"):
+        assert check(calls[name](), expected)[1] == "", name
+    if mode != "forward":
+        wrong = list(calls["stock"]())
+        wrong[1] = wrong[1] * 1.1
+        assert "gradient of x" in check(wrong, expected)[1]
+
+
+def test_epilogue_inputs_reach_every_branch_and_no_kink(tmp_path):
+    work = resampling(tmp_path, "after conv + epilogue", shape=(3, 19, 30, 21))
+    x, scale, b = (t.double() for t in work.inputs)
+    u = work.variant.run(reference_upfirdn2d, x, work.f)
+    v = work._scaled(u, scale) + b[:, None, None]
+    assert (v.abs() > 50).all()
+    assert ((v * math.sqrt(2) - 256).abs() > 50).all()
+    assert 0.2 < (v * math.sqrt(2) > 256).double().mean() < 0.3
+    assert 0.4 < (v < 0).double().mean() < 0.6
+    assert work.noise.unique(dim=0).shape[0] == 3
+
+
+class PythonKernels:
+    """The contract of a backend's kernels in PyTorch, off by `error` in the last element."""
+
+    def __init__(self, error: float = 0.0):
+        self.error = error
+        self.slopes = {}
+
+    def filtered(self, x, f, fir):
+        assert f.dtype == torch.promote_types(x.dtype, torch.float32)
+        return upfirdn2d.stock(x.to(f.dtype), f, fir)
+
+    def upfirdn2d_forward(self, x, f, fir, y, add=None, mask=None, geometry=None, tail=None):
+        u = self.filtered(x, f, fir)
+        if tail is not None:
+            n, c, h, w = y.shape
+            assert geometry.numel == y.numel() and geometry.pixels == h * w
+            assert geometry.inner == (1 if y.stride(1) == 1 else h * w)
+            v = u
+            if tail.scale is not None:
+                noise = tail.noise.reshape(n, 1, h, w)
+                v = tail.scale[:, :, None, None] * u + noise + tail.b[:, None, None]
+            u = torch.where(v > 0, 1, tail.alpha) * v * tail.gain
+            if mask is not None:
+                assert mask.numel() == (y.numel() + 7) // 8 * 2
+                self.slopes[mask.data_ptr()] = torch.where(v > 0, 1, tail.alpha) * (
+                    u.abs() <= tail.clamp
+                )
+            u = u.clamp(-tail.clamp, tail.clamp)
+        y.copy_(u if add is None else u + add)
+        y[-1, -1, -1, -1] += self.error
+
+    def upfirdn2d_masked(self, dy, mask, dx, total, scale, f, fir, geometry, slope, gain):
+        dv = dy * gain * (1 if mask is None else self.slopes[mask.data_ptr()])
+        if total is not None:
+            total.copy_(dv.sum([0, 2, 3]))
+        dx.copy_(self.filtered(dv, f, fir))
+        if scale is not None:
+            dx.mul_(scale[:, :, None, None])
+        dx[-1, -1, -1, -1] += self.error
+
+
+RESAMPLING_KERNELS = [
+    ("same", "forward"),
+    ("down2 12-tap", "backward"),
+    ("up2 + add", "forward"),
+    ("after conv + epilogue", "forward"),
+    ("after conv + epilogue", "backward"),
+]
+
+
+@pytest.fixture
+def python_kernels(monkeypatch) -> PythonKernels:
+    """Stands in for the kernels of the cpu backend."""
+    kernels = PythonKernels()
+    for name in ("upfirdn2d_forward", "upfirdn2d_masked"):
+        monkeypatch.setattr(backends.BACKENDS["cpu"], name, getattr(kernels, name))
+    monkeypatch.setattr(backends.BACKENDS["cpu"], "unavailable", lambda: None)
+    monkeypatch.setattr(backends, "KERNEL_OPS", ("bias_act", "upfirdn2d"))
+    return kernels
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("variant, mode", RESAMPLING_KERNELS)
+def test_resampling_kernels_are_called_as_the_contract_says(
+    python_kernels, tmp_path, variant, mode, layout
+):
+    work = resampling(tmp_path, variant, mode, "kernel", (2, 19, 9, 12), layout=layout)
+    (provider,) = work.providers()
+    assert provider.name == "cpu"
+    error, wrong = check(provider.call(), work.expected())
+    assert wrong == "" and error < 0.5
+
+
+@pytest.mark.parametrize("variant, mode", RESAMPLING_KERNELS)
+def test_a_wrong_resampling_kernel_fails(python_kernels, tmp_path, variant, mode):
+    python_kernels.error = 0.01
+    work = resampling(tmp_path, variant, mode, "kernel", (2, 19, 9, 12))
+    (provider,) = work.providers()
+    wrong = check(provider.call(), work.expected())[1]
+    assert wrong.startswith(f"{'y' if mode == 'forward' else 'gradient of x'}: 1 of ")
+
+
+def test_a_wrong_resampling_is_not_timed(python_kernels, tmp_path):
+    python_kernels.error = 0.01
+    argv = ("--quick", "--op", "upfirdn2d", "--shape", "before conv 4x512x8x8", "--seconds", "0")
+    status, rows = bench(tmp_path, *argv, "--layout", "nchw", "--mode", "forward")
+    kernels = {row.provider: row for row in rows if row.level == "kernel"}
+    assert status == 1
+    assert kernels["cpu"].status == "FAIL" and math.isnan(kernels["cpu"].median_us)
+    assert kernels["copy_"].status == "ok"
+
+
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+@pytest.mark.parametrize("variant", ["down2", "after conv + epilogue", "up2 + add"])
+def test_calls_are_gated_on_every_backend(python_kernels, tmp_path, variant, mode):
+    work = resampling(tmp_path, variant, mode, "user", (2, 19, 9, 17))
+    expected = work.expected()
+    (call,) = [p.call for p in work.providers() if p.name == "cpu"]
+    assert check(call(), expected)[1] == ""
+    python_kernels.error = 0.01
+    assert check(call(), expected)[1].startswith("y: 1 of ")
+
+
+def test_no_rows_of_backends_without_kernels(monkeypatch, tmp_path):
+    monkeypatch.setattr(backends, "KERNEL_OPS", ("bias_act",))
+    argv = ("--quick", "--op", "upfirdn2d", "--shape", "1x3x8x8", "--seconds", "0")
+    status, rows = bench(tmp_path, *argv)
+    assert status == 0
+    assert {row.provider for row in rows} == {"stock", "reference"}
+    assert {row.variant for row in rows} == {"same", "up2", "down2"}
+    assert all(row.bytes and row.flops and row.of_roofline > 0 for row in rows)
+
+
+# Photographs
+
+
+def test_strip_of_photographs(tmp_path):
+    pytest.importorskip("skimage")
+    image = pytest.importorskip("PIL.Image")
+    status, rows = bench(tmp_path, "--quick", "--op", "photographs", "--seconds", "0")
+    assert status == 0
+    assert {"stock", "reference"} <= {row.provider for row in rows}
+    assert {row.images for row in rows} == {"resampled.png"}
+    assert all(row.gate_error < 1 and row.of_roofline > 0 for row in rows)
+    with image.open(tmp_path / "resampled.png") as strip:
+        assert (strip.format, strip.mode, strip.size) == ("PNG", "RGB", (4 * 128, 3 * 128))
+        pixels = torch.tensor(list(strip.tobytes()), dtype=torch.int16).reshape(3, 128, 4, 128, 3)
+    ours, scipy, difference = pixels
+    assert (ours - scipy).abs().max() <= 1
+    for variant in range(4):
+        assert ours[:, variant].float().std() > 10
+        # Both of rounding alone, and some of it: the amplification shows it.
+        assert difference[:, variant].max() > 0
+        assert difference[:, variant].float().mean() < 128
+    page = (tmp_path / "results.html").read_text()
+    assert "scipy.signal.upfirdn" in page
+    assert page.count("data:image/png;base64,") == 1
+
+
+def test_photographs_are_gated_against_scipy(monkeypatch, tmp_path):
+    pytest.importorskip("skimage")
+
+    def shifted(x, *arguments, **keywords):
+        return reference_upfirdn2d(x.roll(1, 3), *arguments)
+
+    monkeypatch.setattr(photographs, "upfirdn2d", shifted)
+    case = Case("photographs", "", (4, 3, 256, 256), "float32", "nchw", "user", "forward")
+    work = photographs.Photographs(case, Session(CPU, tmp_path))
+    wrong = {p.name: check(p.call(), work.expected())[1] for p in work.providers()}
+    assert wrong["stock"] == ""
+    assert wrong["reference"].startswith("up2: ")
 
 
 # The gate
@@ -308,7 +641,8 @@ def test_every_row_carries_its_conditions(quick):
             assert row.baseline == "reference"
         else:
             assert row.copy_gbyte_s > 0
-            assert row.bytes >= 2 * 4 * 512 * 16
+            assert row.bytes >= (2 * 4 * 512 * 16 if row.op == "bias_act" else 1)
+            assert row.flops > 0 or row.provider == "copy_"
         if row.level != "kernel":
             assert row.peak_bytes > 0 and row.memory_method
     by_provider = {row.provider: row for row in rows if row.mode == "D + R1"}
@@ -319,7 +653,8 @@ def test_every_row_carries_its_conditions(quick):
 def test_fused_call_holds_less_memory_than_stock(quick):
     needs_cpu_kernels()
     folder, _, _ = quick
-    rows = [row for row in results.read(folder / "results.csv") if row.shape == "4x512x16x16"]
+    rows = results.read(folder / "results.csv")
+    rows = [row for row in rows if (row.op, row.shape) == ("bias_act", "4x512x16x16")]
     peak = {(row.layout, row.mode, row.provider): row.peak_bytes for row in rows}
     size = 4 * 512 * 16 * 16 * 4
     for layout in ("nchw", "nhwc"):
@@ -537,6 +872,11 @@ def formula(x, b, alpha, gain, clamp):
 """
 
 
+UPFIRDN2D = """
+from stylegan_fast.reference.upfirdn2d import upfirdn2d as formula
+"""
+
+
 def torch_utils_family(root: Path, name: str, slope: float = 0.2, head: str = "") -> Path:
     """A checkout with the interface of the originals' ops."""
     return write_tree(
@@ -555,6 +895,12 @@ def bias_act(x, b=None, dim=1, act='linear', alpha=None, gain=None, clamp=None, 
     assert (act, dim, impl) == ('lrelu', 1, 'ref')
     return misc.formula(x, b, {slope} if alpha is None else alpha, 2 ** 0.5, clamp)
 """,
+            "torch_utils/ops/upfirdn2d.py": UPFIRDN2D
+            + """
+def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, impl='cuda'):
+    assert impl == 'ref' and len(up) == len(down) == 2 and len(padding) == 4
+    return formula(x, f, up, down, padding, flip_filter, gain)
+""",
         },
     )
 
@@ -570,8 +916,13 @@ from .formula import formula
 extension = load('fused', sources=['nowhere.cpp'])
 def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2 ** 0.5):
     return formula(input, bias, negative_slope, scale, None)
+from .fir import formula as resample
+def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
+    assert kernel.ndim == 2
+    return resample(input, kernel, up, down, [*pad, *pad])
 """,
             "op/formula.py": FORMULA,
+            "op/fir.py": UPFIRDN2D,
         },
     )
 
@@ -592,6 +943,42 @@ def test_peers_of_both_families_are_timed(tmp_path):
     left = {name.split(".")[0] for name in sys.modules} & {"torch_utils", "op", "pkg_resources"}
     assert left <= {"pkg_resources"}
     assert not any(str(path) in sys.path for path in checkouts)
+
+
+@pytest.mark.parametrize("variant", ["down2 12-tap crop", "up2 + add", "after conv + epilogue"])
+def test_resampling_of_peers(tmp_path, variant):
+    checkouts = [torch_utils_family(tmp_path, "right"), op_family(tmp_path, "other")]
+    wrong = torch_utils_family(tmp_path, "wrong")
+    ops = wrong / "torch_utils" / "ops" / "upfirdn2d.py"
+    ops.write_text(ops.read_text().replace("flip_filter, gain)", "flip_filter, gain * 1.001)"))
+    found = tuple(peers.load(str(path), CPU) for path in (*checkouts, wrong))
+    case = Case(
+        "upfirdn2d", "", (2, 5, 24, 19), "float32", "nchw", "user", "forward+backward", variant
+    )
+    work = Upfirdn2d(case, Session(CPU, tmp_path, found, compiles=False))
+    expected = work.expected()
+    gates = {p.name: check(p.call(), expected)[1] for p in work.providers() if "peer" in p.name}
+    assert gates["peer:right"] == gates["peer:other"] == ""
+    assert gates["peer:wrong"] != ""
+
+
+def test_peer_without_upfirdn2d(tmp_path):
+    checkout = torch_utils_family(tmp_path, "old")
+    (checkout / "torch_utils" / "ops" / "upfirdn2d.py").unlink()
+    peer = peers.load(str(checkout), CPU)
+    assert peer.bias_act is not None and peer.problem == ""
+    assert "No module named" in peer.upfirdn2d_problem
+    work = resampling(tmp_path, "up2")
+    work.session = Session(CPU, tmp_path, (peer,), compiles=False)
+    (provider,) = [p for p in work.providers() if p.name == "peer:old"]
+    assert provider.call is None and provider.detail == peer.upfirdn2d_problem
+
+
+def test_peer_that_pads_axes_alike(tmp_path):
+    peer = peers.load(str(op_family(tmp_path, "other")), CPU)
+    f, fir = VARIANTS["blur 1x61"]
+    with pytest.raises(ValueError, match="pads both axes alike"):
+        peer.upfirdn2d(torch.ones(1, 1, 70, 70), f, fir)
 
 
 def test_peer_that_needs_pkg_resources(tmp_path):
