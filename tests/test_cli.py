@@ -138,6 +138,7 @@ def test_check_of_one_backend_passes(capsys):
 
 def test_check_of_some_ops_passes_and_says_what_is_missing(capsys, monkeypatch):
     monkeypatch.setattr(backends.cuda, "unavailable", lambda: "there is no toaster")
+    monkeypatch.setattr(backends.triton, "unavailable", lambda: "its interpreter takes minutes")
     arguments = ["--device", "cpu", "--op", "setup_filter", "upfirdn2d"]
     assert main(["check", *arguments]) == 0
     out = capsys.readouterr().out
