@@ -689,7 +689,7 @@ def test_opcheck(backend, device):
     check = partial(torch.library.opcheck, test_utils=tests)
     f = on(device, F23)
     resampling = ([2, 1], [1, 3], [1, 2, -1, 3], True)
-    for memory_format in (NCHW, NHWC):
+    for memory_format in (NHWC,) if interpreted(backend, device) else (NCHW, NHWC):
         x = image(2, 8, 5, 7, dtype=torch.float32).to(device)
         x = x.contiguous(memory_format=memory_format)
         check(fir_ops.linear_op, (x, f, *resampling, 1.5, backend))
@@ -884,6 +884,8 @@ def test_wrappers_keep_the_image_size(f, factor):
 
 
 def test_wrapper_paddings(backend, device):
+    if interpreted(backend, device):
+        pytest.skip("what the wrappers pass on is the same for all backends")
     x = X.float().to(device)
     fir, f23, taps = (on(device, f) for f in (FIR, F23, F12))
     even = image(1, 2, 9, 8, dtype=torch.float32).to(device)
