@@ -138,6 +138,7 @@ def test_check_of_one_backend_passes(capsys):
 
 def test_check_of_some_ops_passes_and_says_what_is_missing(capsys, monkeypatch):
     monkeypatch.setattr(backends.cuda, "unavailable", lambda: "there is no toaster")
+    monkeypatch.setattr(backends.triton, "unavailable", lambda: "its interpreter takes minutes")
     arguments = ["--device", "cpu", "--op", "setup_filter", "upfirdn2d"]
     assert main(["check", *arguments]) == 0
     out = capsys.readouterr().out
@@ -355,7 +356,7 @@ def test_check_refuses_what_cannot_run(arguments, message, capsys):
 
 @needs_cpu_kernels
 def test_check_without_anything_to_check(capsys):
-    assert main(["check", "--backend", "cpu", "--op", "upfirdn2d"]) == 2
+    assert main(["check", "--backend", "cpu", "--op", "conv2d_resample"]) == 2
     assert "--backend reference checks" in capsys.readouterr().err
 
 
