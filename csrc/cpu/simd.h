@@ -153,6 +153,25 @@ inline void interleave(Float a, Float b, Float& low, Float& high) {
   high = interleaved<kLanes / 2>(a, b, Lanes());
 }
 
+// To an aligned address, without reading the cache line first or keeping it; other processors see it
+// after store_fence().
+inline void store_past_cache(float* p, Float a) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)a.v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)a.v);
+#elif defined(__SSE2__)
+  _mm_stream_ps(p, (__m128)a.v);
+#else
+  a.store(p);
+#endif
+}
+inline void store_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // Lanes [first, last) of what is at p, 0 in the others, whose memory is not touched.
 inline Float load_lanes(const float* p, int first, int last) {
 #if defined(__AVX512F__)

@@ -1,7 +1,9 @@
-// A row of a separable filter's output from the rows of input that it sees, through registers: each
-// vector of the input is filtered along y once, and along x by shifting it against its neighbour (of
-// a plane) or by passing it on from pixel to pixel (of channels). For the filters that networks run,
-// with as many taps, up and down along both axes.
+// Blocks of a plane of a separable filter's output through registers, for the filters that networks
+// run, with as many taps and the same factor along both axes.
+//
+// A strip of a few vectors walks down the plane: every row of input is read once, filtered along x by
+// shifting vectors against each other, and added to all the rows of output that see it. Rows that are
+// not complete yet stay in registers.
 #pragma once
 
 #include "common.h"
@@ -9,166 +11,174 @@
 namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
 namespace {
 
-// The rows that an output row sees, from pixel `begin` to `end`: all there is of them.
-struct StreamRows {
-  const float* const* rows;
-  const float* weights;
-  int64_t begin, end;
-  int64_t step;  // from pixel to pixel
+#define STYLEGAN_FAST_INLINE __attribute__((always_inline))
+
+// Calls body(constant) for 0 ... count - 1. Indexed so, unlike in a loop, arrays stay in registers.
+template <class Body, int... i>
+STYLEGAN_FAST_INLINE inline void for_each(std::integer_sequence<int, i...>, Body&& body) {
+  (body(std::integral_constant<int, i>()), ...);
+}
+template <int count, class Body>
+STYLEGAN_FAST_INLINE inline void unrolled(Body&& body) {
+  for_each(std::make_integer_sequence<int, count>(), body);
+}
+
+template <int taps_, int down_>
+struct StreamFilter {
+  static constexpr int taps = taps_, down = down_;
+  static constexpr int in_flight = taps / down;  // rows of output
+  static constexpr bool fits = (taps - 1) / down <= kLanes;
+  static constexpr int vectors = taps > 4 ? 1 : 4;  // of a strip, as many as registers hold
 };
 
-// Up by 2, outputs alternate between two phases; odd: the first of a row has the odd taps.
-template <int taps_, int up_, int down_, bool odd_ = false>
-struct StreamFilter {
-  static constexpr int taps = taps_, up = up_, down = down_, rows = taps / up;
-  static constexpr bool odd = odd_;
-  static constexpr int window = up == 1 ? taps : taps / 2 + !odd;  // pixels that `up` outputs see
-  static constexpr bool fits = (window - 1) / down <= kLanes;
-  using Taps = std::make_integer_sequence<int, rows>;
+// Calls f(StreamFilter) if there is one; whether there is.
+template <class F>
+bool with_stream_filter(int taps, int down, F&& f) {
+  bool found = false;
+  const auto is = [&](auto filter) {
+    using Filter = decltype(filter);
+    if constexpr (Filter::fits) {
+      if (taps == Filter::taps && down == Filter::down) found = true, f(filter);
+    }
+  };
+  is(StreamFilter<4, 1>());
+  is(StreamFilter<4, 2>());
+  is(StreamFilter<12, 2>());
+  return found;
+}
 
-  static constexpr int tap(int phase, int k) { return up == 1 ? k : 2 * k + (phase ^ odd); }
-  static constexpr int pixel(int phase, int k) { return up == 1 || odd ? k : k + phase; }
-  // The first pixel that output o of a row sees, o - pad + odd being a multiple of up.
-  static int64_t first(int64_t o, int64_t pad) { return (o * down - pad + odd) / up; }
+// Pixels [begin, end) of the rows of input that a block sees, null where there is no image. A step
+// reads `down` rows of them and finishes one of the `count` rows of output.
+struct StreamRows {
+  const float* const* rows;
+  int64_t begin, end;
+  int64_t count;
+  bool past_cache;  // the output is too large to be found in a cache later
 };
 
 template <class F>
 class Stream {
  public:
-  Stream(const StreamRows& in, const float* along_x) : in_(in) {
-    for (int k = 0; k < F::taps; ++k) along_x_[k] = Float(along_x[k]);
-    for (int k = 0; k < F::rows; ++k) along_y_[k] = Float(in.weights[k]), rows_[k] = in.rows[k];
-  }
+  Stream(const StreamRows& in, const float* along_x, const float* along_y)
+      : in_(in), along_x_(along_x), along_y_(along_y) {}
 
-  // `count` outputs of a plane, of which the first sees the pixels from `first` on.
-  template <class D>
-  void plane(int64_t first, int64_t count, D* to) const {
-    Vectors here = vectors(first);
-    for (int64_t j = 0; j < count; j += kLanes * F::up) {
-      const Vectors next = vectors(first += kLanes * F::down);
-      const Float sum = shifted_sum<0>(here, next, typename F::Taps());
-      if constexpr (F::up == 2) {
-        Float low, high;
-        interleave(sum, shifted_sum<1>(here, next, typename F::Taps()), low, high);
-        store_first(to + j, count - j, low);
-        if (count - j > kLanes) store_first(to + j + kLanes, count - j - kLanes, high);
-      } else {
-        store_first(to + j, count - j, sum);
-      }
-      here = next;
+  // `count` pixels a row, of which the first sees the pixels from `first` on.
+  void run(int64_t first, int64_t count, int64_t row_step, float* to) const {
+    while (count > 0) {
+      const bool wide = count > (F::vectors - 1) * kLanes;
+      wide ? strip<F::vectors>(first, count, row_step, to) : strip<1>(first, count, row_step, to);
+      const int64_t done = (wide ? F::vectors : 1) * kLanes;
+      first += done * F::down;
+      count -= done;
+      to += done;
     }
-  }
-
-  // `count` pixels of `depth` channels each, `to_step` apart.
-  template <class D>
-  void channels(int64_t first, int64_t count, int64_t depth, int64_t to_step, D* to) const {
-    constexpr int64_t kPixels = 32;  // of all channels before the next ones: L1
-    for (; count > 0; count -= kPixels, first += kPixels * F::down / F::up, to += kPixels * to_step)
-      for (int64_t c = 0; c < depth; c += kLanes)
-        some_channels(first, smaller(count, kPixels), smaller(c, depth - kLanes), to_step, to);
+    if (in_.past_cache) store_fence();
   }
 
  private:
-  // Pixels of a row: all, or the even and the odd ones.
+  // Pixels of a row: all of a vector, or the even and the odd ones of two.
   struct Vectors {
     Float even, odd;
   };
 
-  Float filter_along_y(int64_t at) const {
-    Float sum = along_y_[0] * Float::load(rows_[0] + at);
-    for (int k = 1; k < F::rows; ++k) sum = sum + along_y_[k] * Float::load(rows_[k] + at);
-    return sum;
-  }
-
-  Float vector(int64_t pixel) const {
-    const int64_t at = pixel - in_.begin, end = in_.end - in_.begin;
-    if (at >= 0 && at + kLanes <= end) return filter_along_y(at);
-    Float sum(0.0);
-    if (at <= -kLanes || at >= end) return sum;
-    const int low = at < 0 ? static_cast<int>(-at) : 0;
-    const int high = end - at < kLanes ? static_cast<int>(end - at) : kLanes;
-    for (int k = 0; k < F::rows; ++k)
-      sum = sum + along_y_[k] * load_lanes(rows_[k] + at, low, high);
-    return sum;
-  }
-
-  Vectors vectors(int64_t pixel) const {
-    const Float a = vector(pixel);
-    if constexpr (F::down == 1) return {a, a};
-    const Float b = vector(pixel + kLanes);
-    return {evens(a, b), odds(a, b)};
-  }
-
-  template <int phase, int... k>
-  Float shifted_sum(const Vectors& a, const Vectors& b, std::integer_sequence<int, k...>) const {
-    return ((along_x_[F::tap(phase, k)] * shifted_tap<F::pixel(phase, k)>(a, b)) + ...);
-  }
-  template <int pixel>
-  static Float shifted_tap(const Vectors& a, const Vectors& b) {
-    constexpr int shift = pixel / F::down;
-    return pixel % F::down ? shifted<shift>(a.odd, b.odd) : shifted<shift>(a.even, b.even);
-  }
-
-  template <class D>
-  void some_channels(int64_t first, int64_t count, int64_t channel, int64_t to_step, D* to) const {
-    Float window[F::window];
-    const auto pixel = [&](int64_t i) {
-      const bool inside = i >= in_.begin && i < in_.end;
-      return inside ? filter_along_y((i - in_.begin) * in_.step + channel) : Float(0.0);
+  template <int N>
+  void strip(int64_t first, int64_t count, int64_t row_step, float* to) const {
+    const int64_t at = first - in_.begin, end = in_.end - in_.begin;
+    const bool whole = count >= N * kLanes;
+    const auto aligned = reinterpret_cast<uintptr_t>(to) | row_step * sizeof(float);
+    const bool past_cache = in_.past_cache && aligned % sizeof(Float) == 0;
+    const auto write = [=](int64_t row, const Float* sums) STYLEGAN_FAST_INLINE {
+      float* out = to + row * row_step;
+      unrolled<N>([&](auto v) STYLEGAN_FAST_INLINE {
+        past_cache ? store_past_cache(out + v * kLanes, sums[v]) : sums[v].store(out + v * kLanes);
+      });
     };
-    for (int k = 0; k < F::window - F::down; ++k) window[k + F::down] = pixel(first + k);
-    int64_t next = first + F::window - F::down;
-    to += channel;
-    for (int64_t t = 0; t < count; t += F::up, to += F::up * to_step) {
-      for (int k = 0; k < F::window - F::down; ++k) window[k] = window[k + F::down];
-      for (int k = F::window - F::down; k < F::window; ++k) window[k] = pixel(next++);
-      store(to, window_sum<0>(window, typename F::Taps()));
-      if (F::up == 2 && t + 1 < count) {
-        store(to + to_step, window_sum<1>(window, typename F::Taps()));
-      }
+    const auto write_some = [=](int64_t row, const Float* sums) STYLEGAN_FAST_INLINE {
+      float* out = to + row * row_step;
+      unrolled<N>([&](auto v) STYLEGAN_FAST_INLINE {
+        store_some(out + v * kLanes, clip_lanes(count - v * kLanes), sums[v]);
+      });
+    };
+    const auto read = [=](const float* row, int64_t j) STYLEGAN_FAST_INLINE {
+      const float* from = row + at + j;
+      __builtin_prefetch(from + N * F::down * kLanes);
+      if constexpr (F::down == 1) return Vectors{Float::load(from), Float()};
+      __builtin_prefetch(from + (N * F::down + 1) * kLanes);
+      return split(Float::load(from), Float::load(from + kLanes));
+    };
+    const auto read_some = [=](const float* row, int64_t j) STYLEGAN_FAST_INLINE {
+      const Float a = inside(row, at + j, end);
+      if constexpr (F::down == 1) return Vectors{a, Float()};
+      return split(a, inside(row, at + j + kLanes, end));
+    };
+    const bool inner = at >= 0 && at + (N + 1) * F::down * kLanes <= end;
+    if (!whole) return walk<N>(read_some, write_some);
+    inner ? walk<N>(read, write) : walk<N>(read_some, write);
+  }
+
+  // read(row, j) -> Vectors, write(row of the output, sums).
+  template <int N, class Read, class Write>
+  STYLEGAN_FAST_INLINE void walk(const Read& read, const Write& write) const {
+    Float along_x[F::taps], along_y[F::taps], sums[F::in_flight * N];
+    unrolled<F::taps>([&](auto k) STYLEGAN_FAST_INLINE {
+      along_x[k] = Float(along_x_[k]);
+      along_y[k] = Float(along_y_[k]);
+    });
+    unrolled<F::in_flight * N>([&](auto i) STYLEGAN_FAST_INLINE { sums[i] = Float(0.0); });
+    const int64_t count = in_.count;
+    const float* const* row = in_.rows;
+    for (int64_t o = 1 - F::in_flight; o < count; ++o) {
+      unrolled<F::down>([&](auto j) STYLEGAN_FAST_INLINE {
+        const float* from = *row++;
+        if (!from) return;
+        Float filtered[N];
+        Vectors here = read(from, 0);
+        unrolled<N>([&](auto v) STYLEGAN_FAST_INLINE {
+          const Vectors next = read(from, (v + 1) * F::down * kLanes);
+          filtered[v] = shifted_sum(along_x, here, next, std::make_integer_sequence<int, F::taps>());
+          here = next;
+        });
+        unrolled<F::in_flight * N>([&](auto i) STYLEGAN_FAST_INLINE {
+          constexpr int tap = F::taps - F::down + j - F::down * (i / N);
+          sums[i] = sums[i] + along_y[tap] * filtered[i % N];
+        });
+      });
+      if (o >= 0) write(o, sums);
+      unrolled<F::in_flight * N>([&](auto i) STYLEGAN_FAST_INLINE {
+        if constexpr (i + N < F::in_flight * N) {
+          sums[i] = sums[i + N];
+        } else {
+          sums[i] = Float(0.0);
+        }
+      });
     }
   }
 
-  template <int phase, int... k>
-  Float window_sum(const Float (&window)[F::window], std::integer_sequence<int, k...>) const {
-    return ((along_x_[F::tap(phase, k)] * window[F::pixel(phase, k)]) + ...);
+  template <int... k>
+  STYLEGAN_FAST_INLINE static Float shifted_sum(const Float* weights, const Vectors& a,
+                                                const Vectors& b, std::integer_sequence<int, k...>) {
+    return ((weights[k] * (k % F::down ? shifted<k / F::down>(a.odd, b.odd)
+                                       : shifted<k / F::down>(a.even, b.even))) +
+            ...);
   }
+  STYLEGAN_FAST_INLINE static Vectors split(Float a, Float b) { return {evens(a, b), odds(a, b)}; }
 
-  template <class D>
-  static void store_first(D* to, int64_t count, Float v) {
-    if (count >= kLanes) return store(to, v);
-    D whole[kLanes];
-    store(whole, v);
-    std::memcpy(to, whole, count * sizeof(D));
+  static Float inside(const float* row, int64_t at, int64_t end) {
+    const int low = clip_lanes(-at), high = clip_lanes(end - at);
+    return low < high ? load_lanes(row + at, low, high) : Float(0.0);
+  }
+  static void store_some(float* to, int count, Float v) {
+    std::memcpy(to, &v, count * sizeof(float));
+  }
+  static int clip_lanes(int64_t count) {
+    return static_cast<int>(smaller(larger(count, 0), kLanes));
   }
 
   const StreamRows in_;
-  const float* rows_[F::rows];
-  Float along_x_[F::taps], along_y_[F::rows];
+  const float *along_x_, *along_y_;
 };
 
-// Calls f(StreamFilter) if there is one; whether there is.
-template <class F>
-bool with_stream_filter(int taps, int up, int down, bool odd, F&& f) {
-  bool found = false;
-  const auto is = [&](auto filter) {
-    using Filter = decltype(filter);
-    if constexpr (Filter::fits) {
-      if (taps != Filter::taps || up != Filter::up || down != Filter::down || odd != Filter::odd)
-        return;
-      found = true;
-      f(filter);
-    }
-  };
-  is(StreamFilter<4, 1, 1>());
-  is(StreamFilter<4, 2, 1, false>());
-  is(StreamFilter<4, 2, 1, true>());
-  is(StreamFilter<4, 1, 2>());
-  is(StreamFilter<12, 2, 1, false>());
-  is(StreamFilter<12, 2, 1, true>());
-  is(StreamFilter<12, 1, 2>());
-  return found;
-}
+#undef STYLEGAN_FAST_INLINE
 
 }  // namespace
 }  // namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD

@@ -21,6 +21,8 @@ constexpr int64_t kTile = 1 << 15;            // numbers in a tile's row of inpu
 constexpr int64_t kWindow = 1 << 18;          // numbers in the rows that an output row sees: L2
 constexpr int64_t kStep = 2048;               // numbers filtered along y, then along x: L1
 constexpr int64_t kMaxBatch = 32;             // rows of a step
+constexpr int64_t kPastCache = 6 << 20;       // numbers of output that caches do not keep
+constexpr int64_t kBuffered = 512;            // numbers in such a row before the epilogue: L2
 constexpr int64_t kBlock = 64;                // channels
 constexpr int64_t kWorkPerThread = 1 << 16;   // multiplications
 constexpr int kDirectTaps = 8;
@@ -326,10 +328,9 @@ struct Problem {
     out_phases = static_cast<int>(p.up_x / common);
     in_phases = static_cast<int>(p.down_x / common);
     narrow = depth < V::lanes;
-    const auto nothing = [](auto) {};
-    streams = V::lanes > 1 && filter.separable && (depth == 1 || !narrow) && p.taps_x == p.taps_y &&
-              p.up_x == p.up_y && p.down_x == p.down_y &&
-              with_stream_filter(p.taps_x, p.up_x, p.down_x, false, nothing);
+    streams = V::lanes > 1 && filter.separable && depth == 1 && p.taps_x == p.taps_y &&
+              p.up_x * p.up_y == 1 && p.down_x == p.down_y &&
+              with_stream_filter(p.taps_x, p.down_x, [](auto) {});
     const int64_t window = smaller((p.taps_y - 1) / p.up_y + 1, p.in_height);
     const int64_t most = larger(smaller(kTile, kWindow / window) / depth, kGroup);
     const int64_t unit = narrow ? kGroup * out_phases : out_phases;
@@ -340,10 +341,16 @@ struct Problem {
     // A step: along y, more vectors than a store buffer holds before any of them is read again
     // along x; of a tall filter so many rows that most of its window is found in L1 again.
     const bool tall = window > 2 * kGroup;
-    batch = !filter.separable || streams ? 1 : tall ? kGroup : clip(kStep / (width * depth), 1, kMaxBatch);
+    batch = !filter.separable ? 1
+            : streams         ? kMaxBatch
+            : tall            ? kGroup
+                              : clip(kStep / (width * depth), 1, kMaxBatch);
     batch = smaller(batch, p.out_height);
     const int64_t numbers = tall ? 2 * kStep / (window + batch) : kStep / batch;
-    step = filter.separable ? out_pixels(larger(numbers / depth, 1)) : width;
+    buffers = tail.e || add || !std::is_same<T, A>::value;
+    step = !filter.separable || (streams && !buffers) ? width
+           : streams ? smaller(kBuffered, width)
+                     : out_pixels(larger(numbers / depth, 1));
     step = smaller(step, width);
     rows = smaller((p.taps_y - 1 + (batch - 1) * p.down_y) / p.up_y + 1, p.in_height);
     columns = ceil_divide(p.out_width, width);
@@ -364,6 +371,8 @@ struct Problem {
     return useful < most ? static_cast<int>(larger(1, useful)) : static_cast<int>(larger(1, most));
   }
 
+  int64_t numel() const { return p.samples * p.channels * p.out_height * p.out_width; }
+
   const Upfirdn2d& p;
   const Source source;
   const T* const in;
@@ -377,7 +386,8 @@ struct Problem {
   int depth, out_phases, in_phases;
   bool channels_last;
   bool narrow;   // a pixel is less than a vector, so phases are stored apart
-  bool streams;  // most rows pass through registers
+  bool streams;  // through registers (stream.h)
+  bool buffers;  // the filter's result is not yet the output
   int64_t blocks, width, columns, tiles, rows, input, seen;
   int64_t batch, step;  // rows, and pixels of the output
 };
@@ -398,22 +408,25 @@ class Worker {
         out_length_(padded(problem.step * depth_)),
         out_phase_length_(padded((problem.step / problem.out_phases + 1) * depth_)),
         numbers_(loaded_length_ * loaded_rows() + prepared_length_ * prepared_rows() +
-                 prepared_length_ * problem.batch + out_length_ + 3 * pattern_length() +
+                 prepared_length_ * problem.batch +
+                 out_length_ * (problem.streams ? problem.batch : 1) + 3 * pattern_length() +
                  (splits_output() ? out_phase_length_ * problem.out_phases : 0) + padded(depth_) +
                  weights() + kGroup),
-        pointers_(weights()), taps_(problem.out_phases) {
+        pointers_(weights() + rows_of_a_stream()), taps_(problem.out_phases) {
     A* at = numbers_.get() + to_alignment(numbers_.get());
     const auto take = [&](int64_t count) { return (at += count) - count; };
     loaded_ = take(loaded_length_ * loaded_rows());
     prepared_ = take(prepared_length_ * prepared_rows());
     filtered_ = take(prepared_length_ * problem.batch);
-    row_ = take(out_length_);
+    row_ = take(out_length_ * (problem.streams ? problem.batch : 1));
     scale_ = take(pattern_length());
     bias_ = take(pattern_length());
     noise_ = take(pattern_length());
     phases_ = splits_output() ? take(out_phase_length_ * problem.out_phases) : nullptr;
     part_ = take(padded(depth_));
     const A** from = pointers_.get();
+    stream_rows_ = from;
+    from += rows_of_a_stream();
     vertical_ = {from, take(problem.rows), 0};
     from += problem.rows;
     const int64_t most = taps_of_a_phase();
@@ -453,6 +466,7 @@ class Worker {
     const int64_t taps = (p_.taps_x - 1) / p_.up_x + 1;
     return problem_.filter.separable ? taps : taps * problem_.rows;
   }
+  int64_t rows_of_a_stream() const { return p_.taps_y + (problem_.batch + 1) * p_.down_y; }
   int64_t weights() const { return problem_.rows + problem_.out_phases * taps_of_a_phase(); }
 
   void start_tile(int64_t tile) {
@@ -487,7 +501,11 @@ class Worker {
     const int64_t run = depth_ == 1 || in_step == depth_ ? (end_ - begin_) * depth_ : depth_;
     // Many rows a power of two apart would share cache sets.
     direct_ = std::is_same<T, A>::value && std::is_same<Source, Plain>::value && unit &&
-              run >= V::lanes && p_.taps_y <= kDirectTaps * p_.up_y;
+              run >= V::lanes && (problem_.streams || p_.taps_y <= kDirectTaps * p_.up_y);
+
+    streams_ = V::lanes > 1 && problem_.streams && begin_ < end_;
+    start_tail();
+    if (streams_) return;
 
     // Borders of zeros around what will be written, which is aligned.
     shift_ = ((seen_begin_ - begin_) * depth_ % kGroup + kGroup) % kGroup;
@@ -498,7 +516,6 @@ class Worker {
         add_row_taps(r, prepared_row(0), problem_.filter.along_x());
       }
     }
-    start_tail();
   }
 
   // What the taps along x of the outputs of phase r read of a prepared row.
@@ -543,8 +560,9 @@ class Worker {
       }
       started = started || begin < end;
       advance(end);
-      if (rows == 1 && stream_row(o)) continue;
-      if (problem_.filter.separable) {
+      if (streams_) {
+        if constexpr (V::lanes > 1) stream(o, rows);
+      } else if (problem_.filter.separable) {
         filter_separably(o, rows);
       } else {
         for (int r = 0; r < problem_.out_phases; ++r) {
@@ -662,42 +680,47 @@ class Worker {
     for (int c = 0; c < depth_; ++c) totals[c] += part_[c];
   }
 
-  // Output row o through registers, unless it sees a border of the image above or below.
-  bool stream_row(int64_t o) {
-    if constexpr (V::lanes > 1) {
-      if (!problem_.streams || begin_ == end_ || y_.first(o) < 0 || y_.last(o) >= y_.in) return false;
-      list_rows(o, begin_);
-      const int64_t step = direct_ && depth_ > 1 ? p_.stride_w : depth_;
-      const StreamRows rows{vertical_.from, vertical_.weight, begin_, end_, step};
-      for (int64_t begin = 0; begin < width_; begin += problem_.step) {
-        const int64_t count = smaller(problem_.step, width_ - begin), x = out_x_ + begin;
-        const bool odd = p_.up_x == 2 && (x - x_.pad) % 2 != 0;
-        with_stream_filter(p_.taps_x, p_.up_x, p_.down_x, odd, [&](auto filter) {
-          using Filter = decltype(filter);
-          const Stream<Filter> stream(rows, problem_.filter.along_x());
-          const int64_t first = Filter::first(x, x_.pad);
-          emit(o, begin, count, false, [&](int64_t pixel, auto* to) {
-            depth_ == 1 ? stream.plane(first, count, to)
-                        : stream.channels(first, count, depth_, pixel, to);
-          });
-        });
-      }
-      return true;
+  // Output rows [o, o + rows) through registers.
+  void stream(int64_t o, int64_t rows) {
+    const int64_t seen = p_.taps_y + (rows - 1) * p_.down_y, first = y_.first(o);
+    for (int64_t k = 0; k < seen; ++k) {
+      const int64_t i = first + k;
+      stream_rows_[k] = i < 0 || i >= y_.in ? nullptr : row_of_input(i, begin_);
     }
-    return false;
+    const bool past_cache = !problem_.buffers && problem_.numel() >= kPastCache;
+    const StreamRows in{stream_rows_, begin_, end_, rows, past_cache};
+    for (int64_t begin = 0; begin < width_; begin += problem_.step) {
+      const int64_t count = smaller(problem_.step, width_ - begin), x = out_x_ + begin;
+      A* to = row_;
+      int64_t row_step = out_length_;
+      if constexpr (std::is_same<T, A>::value) {
+        if (!problem_.buffers) {
+          to = problem_.out + out_offset(o, x);
+          row_step = x_.out;
+        }
+      }
+      with_stream_filter(p_.taps_x, p_.down_x, [&](auto filter) {
+        const Stream<decltype(filter)> blocks(in, problem_.filter.along_x(),
+                                              problem_.filter.along_y());
+        blocks.run(x_.first(x), count, row_step, to);
+      });
+      for (int64_t k = 0; problem_.buffers && k < rows; ++k)
+        finish_row(o + k, x, count, row_ + k * out_length_);
+    }
   }
 
-  // The rows that output row o sees, from column `first` of the image on.
-  void list_rows(int64_t o, int64_t first) {
-    const int64_t begin = clip(y_.first(o), 0, y_.in), end = clip(y_.last(o) + 1, begin, y_.in);
-    vertical_.count = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      const A* from = loaded_row(i) + (first - load_begin_) * depth_;
-      if constexpr (std::is_same<T, A>::value) {
-        if (direct_) from = problem_.in + in_offset(i, first);
-      }
-      vertical_.add(from, problem_.filter.along_y()[y_.tap(o, i)]);
+  // From column `first` of the image on.
+  const A* row_of_input(int64_t i, int64_t first) const {
+    if constexpr (std::is_same<T, A>::value) {
+      if (direct_) return problem_.in + in_offset(i, first);
     }
+    return loaded_row(i) + (first - load_begin_) * depth_;
+  }
+
+  int64_t out_offset(int64_t o, int64_t x) const {
+    return problem_.channels_last
+               ? ((sample_ * y_.out + o) * x_.out + x) * p_.channels + channel_
+               : ((sample_ * p_.channels + channel_) * y_.out + o) * x_.out + x;
   }
 
   // Output rows [o, o + rows): some columns along y, then along x what these suffice for.
@@ -726,7 +749,10 @@ class Worker {
     if (first == last) return;
     // Where the image itself is read, never less than a vector, which would be read beyond its end.
     if (direct_) first = larger(begin_, smaller(first, last - V::lanes));
-    list_rows(o, first);
+    const int64_t begin = clip(y_.first(o), 0, y_.in), end = clip(y_.last(o) + 1, begin, y_.in);
+    vertical_.count = 0;
+    for (int64_t i = begin; i < end; ++i)
+      vertical_.add(row_of_input(i, first), problem_.filter.along_y()[y_.tap(o, i)]);
     const int64_t step = direct_ && depth_ > 1 ? p_.stride_w : depth_;
     fir<V>(vertical_, Runs(0, last - first, depth_, step, depth_),
            row + (first - seen_begin_) * depth_);
@@ -739,25 +765,12 @@ class Worker {
             (splits_input() ? 1 : problem_.in_phases);
     const bool pair = problem_.out_phases == 2 && width_ > 1 &&
                       taps_[0].count == taps_[1].count && (depth_ == 1 || depth_ >= V::lanes);
-    emit(o, begin, pixels, splits_output() && !pair, [&](int64_t pixel, auto* to) {
-      filter_row(pair, from, pixels, pixel, to);
-    });
-  }
-
-  // Calls row(pixel, to), which writes `pixels` pixels of output row o that many numbers apart, and
-  // does what follows the filter; apart: they have to be dense and of the accumulation type.
-  template <class Row>
-  void emit(int64_t o, int64_t begin, int64_t pixels, bool apart, Row&& row) {
-    const int64_t x = out_x_ + begin, pixel = problem_.channels_last ? p_.channels : 1;
-    const int64_t at =
-        problem_.channels_last
-            ? ((sample_ * y_.out + o) * x_.out + x) * p_.channels + channel_
-            : ((sample_ * p_.channels + channel_) * y_.out + o) * x_.out + x;
-    if (problem_.tail.e || problem_.add || apart) {
-      row(depth_, row_);
-      finish_row(o, x, at, pixels, pixel);
+    if (problem_.tail.e || problem_.add || (splits_output() && !pair)) {
+      filter_row(pair, from, pixels, depth_, row_);
+      finish_row(o, out_x_ + begin, pixels, row_);
     } else {
-      row(pixel, problem_.out + at);
+      const int64_t pixel = problem_.channels_last ? p_.channels : 1;
+      filter_row(pair, from, pixels, pixel, problem_.out + out_offset(o, out_x_ + begin));
     }
   }
 
@@ -810,8 +823,11 @@ class Worker {
   bool dense() const { return !problem_.channels_last || depth_ == p_.channels; }
   int64_t run_length(int64_t pixels) const { return dense() ? pixels * depth_ : depth_; }
 
-  void finish_row(int64_t o, int64_t x, int64_t at, int64_t pixels, int64_t pixel) {
+  // The epilogue and `add` on filtered pixels of output row o, from pixel x on.
+  void finish_row(int64_t o, int64_t x, int64_t pixels, A* filtered) {
     const Epilogue* e = problem_.tail.e;
+    const int64_t pixel = problem_.channels_last ? p_.channels : 1;
+    int64_t at = out_offset(o, x);
     const int64_t count = run_length(pixels), runs = pixels * depth_ / count;
     const A* noise = nullptr;
     if (e && e->noise) {
@@ -822,7 +838,7 @@ class Worker {
     if (depth_ > 1) c.scale_step = c.bias_step = kGroup;
     if (noise) c.noise_step = kGroup;
     for (int64_t r = 0; r < runs; ++r, at += pixel) {
-      A* row = row_ + r * count;
+      A* row = filtered + r * count;
       if (e) {
         if (noise && depth_ == 1) {
           c.noise = noise + r;
@@ -873,8 +889,10 @@ class Worker {
   const Buffer<const A*> pointers_;
   const Buffer<Taps<A>> taps_;
   Taps<A> vertical_;
+  const A** stream_rows_;
   A *loaded_, *prepared_, *filtered_, *row_, *phases_, *scale_, *bias_, *noise_, *part_;
-  bool direct_;  // rows of the input are read where they are
+  bool direct_;   // rows of the input are read where they are
+  bool streams_;
   int64_t sample_, channel_, out_x_, width_, shift_;
   int64_t seen_begin_, seen_end_, begin_, end_, own_begin_, own_end_, load_begin_, load_end_;
 };
