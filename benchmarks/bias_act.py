@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import backends
 from ..activations import ACTIVATIONS
-from ..backends.geometry import Geometry
+from ..backends.geometry import Geometry, Tail
 from ..ops import bias_act
 from ..reference.bias_act import bias_act as reference
 from .cases import DTYPES, LAYOUTS, Case
@@ -122,11 +122,10 @@ class BiasAct:
         pixels = n * h * w
         nhwc = self.case.layout == "nhwc"
         geometry = Geometry(pixels, c, 1, pixels) if nhwc else Geometry(n, c, h * w, pixels)
-        affine = (None, None, None)  # scale, noise, strength
-        arguments = (*affine, self.b, geometry, ROW.code, ROW.alpha, ROW.gain, CLAMP)
+        tail = Tail(None, None, None, self.b, ROW.code, ROW.alpha, ROW.gain, CLAMP)
 
         def forward(mask: Tensor | None = None) -> Results:
-            backend.epilogue_forward(self.x, self.y, mask, *arguments)
+            backend.epilogue_forward(self.x, self.y, mask, geometry, tail)
             return (self.y,)
 
         self.y.fill_(math.nan)

@@ -391,17 +391,11 @@ def epilogue_forward(
     x: torch.Tensor,
     y: torch.Tensor,
     mask: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    strength: torch.Tensor | None,
-    b: torch.Tensor | None,
     geometry: tuple[int, int, int, int],
-    act: int,
-    alpha: float,
-    gain: float,
-    clamp: float,
+    tail: tuple,
 ) -> None:
     """y = clamp(gain * act(v; alpha), -clamp, +clamp), and the mask where there is one."""
+    scale, noise, strength, b, act, alpha, gain, clamp = tail
     per_sample = scale is not None or noise is not None
     walk = _walk(*geometry, per_sample, writes_mask=mask is not None)
     epilogue_forward_kernel[walk.grid](
@@ -442,17 +436,11 @@ def epilogue_curved(
     h: torch.Tensor | None,
     dx: torch.Tensor,
     total: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    strength: torch.Tensor | None,
-    b: torch.Tensor | None,
     geometry: tuple[int, int, int, int],
-    act: int,
-    alpha: float,
-    gain: float,
-    clamp: float,
+    tail: tuple,
 ) -> None:
     """d(v) = dy * gain * act'(v), for order 2 dy * h * gain * act''(v); dx = scale * d(v)."""
+    scale, noise, strength, b, act, alpha, gain, clamp = tail
     per_sample = scale is not None or noise is not None
     walk = _walk(*geometry, per_sample, writes_sum=total is not None)
     workspace = None if total is None else _workspace(walk, total)

@@ -45,7 +45,9 @@ def forward(module, g, dtype, act=LRELU, with_mask=True, per_sample=False, clamp
     x = empty(g.numel, dtype=dtype)
     mask = empty((g.numel + 7) // 8 * 2, dtype=torch.uint8) if with_mask else None
     others = operands(g, dtype, per_sample)
-    module.epilogue_forward(x, empty(g.numel, dtype=dtype), mask, *others, g, act, 0.2, 1.4, clamp)
+    module.epilogue_forward(
+        x, empty(g.numel, dtype=dtype), mask, g, (*others, act, 0.2, 1.4, clamp)
+    )
 
 
 def masked(module, g, dtype, per_sample=False, slope=0.2):
@@ -59,7 +61,7 @@ def curved(module, g, dtype, order, act=SWISH, per_sample=False):
     x, dy, h, dx = (empty(g.numel, dtype=dtype) for _ in range(4))
     module.epilogue_curved(
         order, x, dy, h if order == 2 else None, dx, empty(g.channels),
-        *operands(g, dtype, per_sample), g, act, 0.0, 1.4, math.inf,
+        g, (*operands(g, dtype, per_sample), act, 0.0, 1.4, math.inf),
     )  # fmt: skip
 
 

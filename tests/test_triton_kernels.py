@@ -161,7 +161,7 @@ def run_forward(x, operands, geometry, name, alpha, gain, clamp, with_mask=True)
     y = torch.full_like(x, math.nan)
     mask = empty_mask(geometry) if with_mask else None
     code = ACTIVATIONS[name].code
-    epilogue.epilogue_forward(x, y, mask, *operands, geometry, code, alpha, gain, clamp)
+    epilogue.epilogue_forward(x, y, mask, geometry, (*operands, code, alpha, gain, clamp))
     return y, mask
 
 
@@ -181,8 +181,8 @@ def run_curved(order, x, dy, h, operands, geometry, name, alpha, gain, clamp, wi
     total = empty_total(geometry, dy.dtype) if with_total else None
     code = ACTIVATIONS[name].code
     epilogue.epilogue_curved(
-        order, x, dy, h if order == 2 else None, dx, total, *operands, geometry, code, alpha, gain,
-        clamp,
+        order, x, dy, h if order == 2 else None, dx, total, geometry,
+        (*operands, code, alpha, gain, clamp),
     )  # fmt: skip
     return dx, total
 

@@ -26,17 +26,10 @@ def epilogue_forward(
     x: torch.Tensor,
     y: torch.Tensor,
     mask: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    strength: torch.Tensor | None,
-    b: torch.Tensor | None,
     geometry: Geometry,
-    act: int,
-    alpha: float,
-    gain: float,
-    clamp: float,
+    tail: Tail,
 ) -> None:
-    problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
+    problem = tail_epilogue(x, geometry, tail)
     native.module().cpu_epilogue_forward(
         problem, x.data_ptr(), y.data_ptr(), address(mask), torch.get_num_threads()
     )
@@ -71,17 +64,10 @@ def epilogue_curved(
     h: torch.Tensor | None,
     dx: torch.Tensor,
     total: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    strength: torch.Tensor | None,
-    b: torch.Tensor | None,
     geometry: Geometry,
-    act: int,
-    alpha: float,
-    gain: float,
-    clamp: float,
+    tail: Tail,
 ) -> None:
-    problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
+    problem = tail_epilogue(x, geometry, tail)
     native.module().cpu_epilogue_curved(
         problem,
         order,

@@ -74,17 +74,10 @@ def epilogue_forward(
     x: torch.Tensor,
     y: torch.Tensor,
     mask: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    strength: torch.Tensor | None,
-    b: torch.Tensor | None,
     geometry: Geometry,
-    act: int,
-    alpha: float,
-    gain: float,
-    clamp: float,
+    tail: Tail,
 ) -> None:
-    problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
+    problem = tail_epilogue(x, geometry, tail)
     with torch.cuda.device(x.device):
         native.module().cuda_epilogue_forward(
             problem, x.data_ptr(), y.data_ptr(), address(mask), _stream(x)
@@ -123,17 +116,10 @@ def epilogue_curved(
     h: torch.Tensor | None,
     dx: torch.Tensor,
     total: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    strength: torch.Tensor | None,
-    b: torch.Tensor | None,
     geometry: Geometry,
-    act: int,
-    alpha: float,
-    gain: float,
-    clamp: float,
+    tail: Tail,
 ) -> None:
-    problem = epilogue(x, geometry, act, alpha, gain, clamp, scale, noise, strength, b)
+    problem = tail_epilogue(x, geometry, tail)
     with torch.cuda.device(x.device):
         workspace = _workspace(problem, total)  # its size depends on the current device
         native.module().cuda_epilogue_curved(

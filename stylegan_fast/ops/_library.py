@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..backends.geometry import Geometry
+from ..backends.geometry import Geometry, Tail
 
 NAMESPACE = "stylegan_fast"
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -60,9 +60,19 @@ def scale_operand(scale: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor |
     return None if scale is None else operand(scale, x, x.shape[0], x.shape[1])
 
 
-def noise_operand(noise: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
-    if noise is None:
-        return None
-    pixels = x.shape[2] * x.shape[3]
-    shared = noise.ndim < 4 or noise.shape[0] == 1
-    return operand(noise, x, pixels) if shared else operand(noise, x, x.shape[0], pixels)
+def tail(x, scale, noise, strength, b, act, alpha, gain, clamp) -> Tail:
+    """An epilogue for an image of x's type, as the kernels take it; noise is as large as theirs."""
+    if noise is not None:
+        pixels = noise.shape[-2] * noise.shape[-1]
+        shared = noise.ndim < 4 or noise.shape[0] == 1
+        noise = operand(noise, x, pixels) if shared else operand(noise, x, noise.shape[0], pixels)
+    return Tail(
+        scale_operand(scale, x),
+        noise,
+        operand(strength, x, 1),
+        None if b is None else b.contiguous(),
+        act,
+        alpha,
+        gain,
+        clamp,
+    )

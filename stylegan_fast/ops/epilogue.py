@@ -34,9 +34,8 @@ from ._library import (
     geometry,
     laid_out,
     mask_size,
-    noise_operand,
-    operand,
     scale_operand,
+    tail,
 )
 
 _CURVED = {row.code: row.curved for row in ACTIVATIONS.values()}
@@ -61,15 +60,8 @@ def _forward(x, scale, noise, strength, b, dim, act, alpha, gain, clamp, save_ma
             laid_out(x, y),
             y,
             mask if save_mask else None,
-            scale_operand(scale, x),
-            noise_operand(noise, x),
-            operand(strength, x, 1),
-            None if b is None else b.contiguous(),
             geometry(y, dim, per_sample),
-            act,
-            alpha,
-            gain,
-            clamp,
+            tail(x, scale, noise, strength, b, act, alpha, gain, clamp),
         )
     return y, mask
 
@@ -117,15 +109,8 @@ def _curved(
         None if h is None else laid_out(h, dx),
         dx,
         total if with_sum else None,
-        scale_operand(scale, x),
-        noise_operand(noise, x),
-        operand(strength, x, 1),
-        None if b is None else b.contiguous(),
         geometry(dx, dim, per_sample),
-        act,
-        alpha,
-        gain,
-        clamp,
+        tail(x, scale, noise, strength, b, act, alpha, gain, clamp),
     )
     return dx, total
 

@@ -12,7 +12,7 @@ import torch
 
 from .. import backends
 from ..activations import ACTIVATIONS
-from ..backends.geometry import Fir, Tail
+from ..backends.geometry import Fir
 from ..reference.upfirdn2d import filter_size, memory_format_of
 from ._library import (
     channel_total,
@@ -20,9 +20,9 @@ from ._library import (
     geometry,
     laid_out,
     mask_size,
-    noise_operand,
     operand,
     scale_operand,
+    tail,
 )
 
 _LINEAR = ACTIVATIONS["linear"].code
@@ -71,27 +71,19 @@ def _with_epilogue(
         return y, mask
     run = backends.BACKENDS[backend]
     add = None if add is None else laid_out(add, y)
-    tail = Tail(
-        scale_operand(scale, y),
-        noise_operand(noise, y),
-        operand(strength, y, 1),
-        None if b is None else b.contiguous(),
-        act,
-        alpha,
-        gain,
-        clamp,
-    )
+    end = tail(y, scale, noise, strength, b, act, alpha, gain, clamp)
     walked = geometry(y, 1, scale is not None or noise is not None)
     if not save_mask:
-        idle = tail[:4] == (None,) * 4 and act == _LINEAR and gain == 1 and clamp == math.inf
-        end = (None, None) if idle else (walked, tail)
-        run.upfirdn2d_forward(x, _taps(f, x), fir, y, add, None, *end)
+        without_operands = all(t is None for t in end[:4])
+        idle = without_operands and act == _LINEAR and gain == 1 and clamp == math.inf
+        epilogue = (None, None) if idle else (walked, end)
+        run.upfirdn2d_forward(x, _taps(f, x), fir, y, add, None, *epilogue)
     elif _whole_units(y):
-        run.upfirdn2d_forward(x, _taps(f, x), fir, y, add, mask, walked, tail)
+        run.upfirdn2d_forward(x, _taps(f, x), fir, y, add, mask, walked, end)
     else:
         u = torch.empty_like(y)
         run.upfirdn2d_forward(x, _taps(f, x), fir, u)
-        run.epilogue_forward(u, y, mask, *tail[:4], walked, *tail[4:])
+        run.epilogue_forward(u, y, mask, walked, end)
         y = y if add is None else y.add_(add)
     return y, mask
 
