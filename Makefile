@@ -6,7 +6,7 @@ install:
 	$(PYTHON) -m pip install -e ".[dev]" && $(PYTHON) -m stylegan_fast info
 
 test:
-	pytest --benchmark-disable
+	pytest --benchmark-disable -n 2 --dist loadfile
 
 bench:
 	$(PYTHON) -m stylegan_fast bench

@@ -44,13 +44,16 @@ def check_same(name: str, t: torch.Tensor, x: torch.Tensor) -> None:
         raise TypeError(f"{name}.dtype={t.dtype} but x.dtype={x.dtype}; use {name}.to(x.dtype)")
 
 
-def as_int(name: str, value: object, minimum: int | None = None) -> int:
-    """value, a Python or NumPy integer not below `minimum`, as an int."""
+def as_int(name: str, value: object, minimum: int | None = None, maximum: int = 2**40) -> int:
+    """value, a Python or NumPy integer from `minimum` to `maximum`, as an int."""
     if not isinstance(value, (int, numbers.Integral)) or isinstance(value, bool):
         raise TypeError(f"{name} takes integers, got {value!r}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
-    return int(value)
+    number = int(value)
+    if abs(number) > maximum:
+        raise ValueError(f"{name} must not exceed {maximum}, got {value!r}")
+    return number
 
 
 def check_number(name: str, value: object, minimum: float | None = None) -> float:

@@ -465,3 +465,14 @@ def test_the_result_never_aliases_an_input():
         assert torch.equal(y, X)
         y.zero_()
         assert torch.equal(inputs[0], X)
+
+
+@ORDERS
+def test_one_output_channel(fused_modconv, backend, device):
+    """Scale and shared noise are those of each sample, also where a batch is one run of memory."""
+    x, weight, styles = (t.float().to(device) for t in (X, WEIGHT[:1], STYLES))
+    noise = randn(*X.shape[2:], seed=3).float().to(device)
+    arguments = dict(padding=1, act="lrelu", fused_modconv=fused_modconv)
+    y = modulated_conv2d(x, weight, styles, noise, backend=backend, **arguments)
+    expected = reference(*(t.double() for t in (x, weight, styles, noise)), **arguments)
+    assert_matches(y, expected, reduction=27)

@@ -1002,14 +1002,17 @@ def test_a_backend_that_cannot_run_says_so():
     (dict(f=torch.ones(())), ValueError, r"f must have 1 or 2 dimensions"),
     (dict(f=torch.ones(0)), ValueError, r"f must have a tap, got f.shape=\(0,\)"),
     (dict(f=torch.ones(3, 0)), ValueError, r"f must have a tap, got f.shape=\(3, 0\)"),
-    (dict(f=torch.tensor([1, math.nan])), ValueError, r"f must be finite, got f=\[1.0, nan\]"),
-    (dict(f=torch.tensor([[1, -math.inf]])), ValueError, r"f must be finite, got f=\[\[1.0, -inf"),
+    (dict(f=torch.tensor([1, math.nan])), ValueError, r"f must be finite in float32, got f=\[1.0, nan\]"),
+    (dict(f=torch.tensor([[1, -math.inf]])), ValueError, r"f must be finite in float32, got f=\[\[1.0, -inf"),
     (dict(f=torch.ones(6, 2)), ValueError, r"0 x 6 pixels with image=\(5, 7\), filter=\(6, 2\)"),
     (dict(f=torch.ones(2, 10), padding=[1, 0]), ValueError, r"padding=\(1, 1, 0, 0\); the padded"),
     (dict(f=torch.ones(10), up=2, padding=-1), ValueError, r"padding=\(-1, -1, -1, -1"),
     (dict(f=F23.to("meta")), ValueError, r"f.device=meta but x.device=cpu; use f.to\(x.device\)"),
     (dict(f=F23.clone().requires_grad_()), NotImplementedError, r"pass f.detach\(\)"),
     (dict(up=0), ValueError, "up must be at least 1, got 0"),
+    (dict(up=2**63), ValueError, "up must not exceed 1048576, got 9223372036854775808"),
+    (dict(down=2**30), ValueError, "down must not exceed 1048576, got 1073741824"),
+    (dict(padding=-(2**70)), ValueError, "padding must not exceed 1099511627776, got -11805"),
     (dict(up=[2, -1]), ValueError, "up must be at least 1, got -1"),
     (dict(up=1.0), TypeError, "up takes integers, got 1.0"),
     (dict(up=True), TypeError, "up takes integers, got True"),
@@ -1235,3 +1238,12 @@ def test_setup_filter_errors(f, arguments, error, message):
 
 def test_setup_filter_of_zero_sum_without_normalization():
     assert setup_filter([1, -1], normalize=False).tolist() == [[1, -1], [-1, 1]]
+
+
+@pytest.mark.parametrize("f", [
+    torch.nn.Parameter(torch.tensor([[math.nan]]), requires_grad=False),
+    torch.full((2, 2), 1e300, dtype=torch.float64),
+], ids=["parameter", "too large for float32"])  # fmt: skip
+def test_filters_that_are_not_finite(f):
+    with pytest.raises(ValueError, match="f must be finite in float32"):
+        upfirdn2d(image(1, 2, 5, 7, dtype=torch.float32), f)

@@ -4,7 +4,8 @@
 // channels where it is NHWC. Either way a row is consecutive numbers, `depth` to a pixel, and every
 // step is the same primitive, a weighted sum of shifted rows (`fir`). A filter that is an outer
 // product filters the rows of the input that an output row sees along y, then that one row along x;
-// any other filter sums over all its taps at once. The epilogue follows while the row is in L1.
+// any other filter sums over all its taps at once. The commonest filters of planes go through registers
+// instead (stream.h). The epilogue follows while the row is in L1.
 
 #include <limits>
 #include <type_traits>
@@ -328,7 +329,7 @@ struct Problem {
     out_phases = static_cast<int>(p.up_x / common);
     in_phases = static_cast<int>(p.down_x / common);
     narrow = depth < V::lanes;
-    streams = V::lanes > 1 && filter.separable && depth == 1 && p.taps_x == p.taps_y &&
+    streams = std::is_same<A, float>::value && filter.separable && depth == 1 && p.taps_x == p.taps_y &&
               p.up_x * p.up_y == 1 && p.down_x == p.down_y &&
               with_stream_filter(p.taps_x, p.down_x, [](auto) {});
     const int64_t window = smaller((p.taps_y - 1) / p.up_y + 1, p.in_height);
@@ -503,7 +504,7 @@ class Worker {
     direct_ = std::is_same<T, A>::value && std::is_same<Source, Plain>::value && unit &&
               run >= V::lanes && (problem_.streams || p_.taps_y <= kDirectTaps * p_.up_y);
 
-    streams_ = V::lanes > 1 && problem_.streams && begin_ < end_;
+    streams_ = problem_.streams && begin_ < end_;
     start_tail();
     if (streams_) return;
 
@@ -561,7 +562,7 @@ class Worker {
       started = started || begin < end;
       advance(end);
       if (streams_) {
-        if constexpr (V::lanes > 1) stream(o, rows);
+        if constexpr (std::is_same<A, float>::value) stream(o, rows);
       } else if (problem_.filter.separable) {
         filter_separably(o, rows);
       } else {
@@ -908,11 +909,18 @@ void run(const Upfirdn2d& p, const Source& source, const void* in, const uint8_t
   const int used = problem.threads(threads);
   const int64_t rows = problem.tiles * p.out_height;
   const Buffer<double> totals(sum ? used * p.channels : 0);
+  const Buffer<bool> lacks_memory(used);
 #pragma omp parallel for num_threads(used) schedule(static, 1) if (used > 1)
   for (int thread = 0; thread < used; ++thread) {
-    Worker<T, Source> worker(problem, totals.get() + (sum ? thread * p.channels : 0));
-    worker.run(rows * thread / used, rows * (thread + 1) / used);
+    try {  // an exception may not leave a parallel region
+      Worker<T, Source> worker(problem, totals.get() + (sum ? thread * p.channels : 0));
+      worker.run(rows * thread / used, rows * (thread + 1) / used);
+    } catch (const std::bad_alloc&) {
+      lacks_memory[thread] = true;
+    }
   }
+  for (int thread = 0; thread < used; ++thread)
+    if (lacks_memory[thread]) throw std::bad_alloc();
   for (int64_t c = 0; sum && c < p.channels; ++c) {
     double total = 0;
     for (int thread = 0; thread < used; ++thread) total += totals[thread * p.channels + c];

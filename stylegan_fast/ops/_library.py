@@ -38,9 +38,10 @@ def laid_out(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def geometry(y: torch.Tensor, dim: int, per_sample: bool) -> Geometry:
     """Any order of dimensions will do: what counts is the stride of the channels."""
     channels = y.shape[dim] if y.ndim else 1
-    inner = y.stride(dim) if channels > 1 else y.numel()
-    outer = y.numel() // (channels * inner)
-    return Geometry(outer, channels, inner, math.prod(y.shape[2:]) if per_sample else outer * inner)
+    pixels = math.prod(y.shape[2:]) if per_sample else y.numel() // channels
+    # One channel has no stride of its own; a plane never holds more than a sample.
+    inner = y.stride(dim) if channels > 1 else pixels
+    return Geometry(y.numel() // (channels * inner), channels, inner, pixels)
 
 
 def channel_total(x: torch.Tensor, dim: int, wanted: bool) -> torch.Tensor:

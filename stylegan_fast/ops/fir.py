@@ -184,17 +184,21 @@ class _TransformableUpfirdn2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, ctx.f, ctx.fir, ctx.backend = inputs
+        x, f, ctx.fir, ctx.backend = inputs
+        ctx.save_for_backward(f)
+        ctx.save_for_forward(f)
         ctx.size = x.shape[2:]
 
     @staticmethod
     def backward(ctx, dy):
-        transposed = ctx.fir.adjoint(*ctx.size, filter_size(ctx.f))
-        return _TransformableUpfirdn2d.apply(dy, ctx.f, transposed, ctx.backend), None, None, None
+        (f,) = ctx.saved_tensors
+        transposed = ctx.fir.adjoint(*ctx.size, filter_size(f))
+        return _TransformableUpfirdn2d.apply(dy, f, transposed, ctx.backend), None, None, None
 
     @staticmethod
     def jvp(ctx, x_tangent, *_):
-        return _TransformableUpfirdn2d.apply(x_tangent, ctx.f, ctx.fir, ctx.backend)
+        (f,) = ctx.saved_tensors
+        return _TransformableUpfirdn2d.apply(x_tangent, f, ctx.fir, ctx.backend)
 
     @staticmethod
     def vmap(info, in_dims, x, f, fir, backend):

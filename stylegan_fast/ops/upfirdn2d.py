@@ -52,17 +52,18 @@ _known_finite = WeakIdKeyDictionary()
 
 
 def _check_finite(name: str, f: torch.Tensor) -> None:
-    """f holds no NaN and no infinity. Looked up once for each version of a tensor, because on a GPU
-    that waits for it; not at all where there are no values to look at."""
-    if type(f) is not torch.Tensor or f.is_meta or torch.compiler.is_compiling():
+    """f holds no NaN and no infinity, as float32. Looked up once for each version of a tensor,
+    because on a GPU that waits for it; not at all where there are no values to look at."""
+    known_type = type(f) in (torch.Tensor, torch.nn.Parameter)
+    if not known_type or f.is_meta or torch.compiler.is_compiling():
         return
     version = None if f.is_inference() else f._version
     if version is not None and _known_finite.get(f) == version:
         return
     if inside_transform() or (f.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
-    if not f.isfinite().all():
-        raise ValueError(f"{name} must be finite, got {name}={f.tolist()}")
+    if not f.float().isfinite().all():
+        raise ValueError(f"{name} must be finite in float32, got {name}={f.tolist()}")
     _known_finite[f] = version
 
 
@@ -236,7 +237,9 @@ def _checked(x, f, up, down, padding, flip_filter, gain, centred=False) -> Fir:
         gain = gain * up[0] * up[1]
     height, width = x.shape[2:]
     output = output_size((height, width), taps, up, down, padding)
-    check_output_size(output, image=(height, width), filter=taps[::-1], up=up, padding=padding)
+    check_output_size(
+        output, image=(height, width), filter=taps[::-1], up=up, down=down, padding=padding
+    )
     return Fir.of(up, down, padding, bool(flip_filter), gain)
 
 

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from .._checks import as_int, autocast_enabled
+from ..backends.geometry import Fir
+
+LARGEST_FACTOR = 2**20
 
 Pair = tuple[int, int]  # (x, y)
 Padding = tuple[int, int, int, int]  # (x0, x1, y0, y1) = left, right, top, bottom
@@ -19,7 +22,8 @@ def parse_scaling(scaling: int | Sequence[int], name: str = "scaling") -> Pair:
     pair = tuple(scaling) if isinstance(scaling, (list, tuple)) else (scaling, scaling)
     if len(pair) != 2:
         raise ValueError(f"{name} must be a factor or [x, y], got {name}={scaling!r}")
-    return as_int(name, pair[0], minimum=1), as_int(name, pair[1], minimum=1)
+    x, y = (as_int(name, factor, minimum=1, maximum=LARGEST_FACTOR) for factor in pair)
+    return x, y
 
 
 def parse_padding(padding: int | Sequence[int]) -> Padding:
@@ -52,8 +56,7 @@ def output_size(
     padding: Padding = (0, 0, 0, 0),
 ) -> tuple[int, int]:
     """(H, W) of upfirdn2d's result; every other pair is (x, y)."""
-    (h, w), (fw, fh), (ux, uy), (dx, dy), (x0, x1, y0, y1) = size, filter_size, up, down, padding
-    return (h * uy + y0 + y1 - fh) // dy + 1, (w * ux + x0 + x1 - fw) // dx + 1
+    return Fir.of(up, down, padding, False, 1).output_size(*size, filter_size)
 
 
 def memory_format_of(x: torch.Tensor) -> torch.memory_format:
