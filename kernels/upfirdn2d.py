@@ -267,7 +267,8 @@ def _tap(
         if f is None:
             total = tl.where(there, total + v, total)
         else:
-            total = tl.where(there, total + tl.load(f + at, there, 0) * v, total)
+            # Not a masked load: Triton 3.9 interprets the comparison of scalars as an int32.
+            total = tl.where(there, total + tl.load(f + tl.where(there, at, 0)) * v, total)
     return total
 
 
@@ -636,10 +637,12 @@ def upfirdn2d_kernel(
                     above, below, DROPS_NEGATIVE, ALIGNED_IN, ACC, SEPARABLE, CORRELATE,
                     UP_X, DOWN_Y, DOWN_X, PHASE_X, COLS, TAPS_Y, TAPS_X,
                 )  # fmt: skip
-            out_top = strip * (groups * UP_Y) - back + step * UP_Y
+            first_top = strip * (groups * UP_Y) - back
+            out_top = first_top + step * UP_Y
             _emit(
                 a0, a1, a2, a3, a4, a5, a6, a7, out_top,
-                line_inside & (step >= ahead),
+                # Not step >= ahead: Triton 3.9 interprets a comparison of scalars as an int32.
+                line_inside & (out_top >= first_top + ahead * UP_Y),
                 y, add, mask, scale, noise, strength, b, gain, alpha, act_gain, clamp,
                 sample, plane, site, unit, lane, cols, channel, out_height, out_width,
                 UP_Y, ACT, HAS_CLAMP, NOISE_PER_SAMPLE, NHWC, COLS, ALIGNED_OUT,
