@@ -128,8 +128,8 @@ def conv2d_epilogue(
     *,
     backend: str | None,
 ) -> torch.Tensor:
-    """conv2d_resample, then the epilogue: in the last FIR pass where
-    there is one after the convolution, else in a pass of its own. Validated by the callers."""
+    """conv2d_resample, then the epilogue: in the last FIR pass where there is one after the
+    convolution, else in a pass of its own. Validated by the callers."""
     filtered = partial(upfirdn2d, backend=backend)
     if up == 1:
         y = reference_conv2d_resample(
