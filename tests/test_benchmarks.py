@@ -617,7 +617,7 @@ def test_peak_memory_counts_results_and_temporaries():
 def test_quick_run(quick):
     folder, status, seconds = quick
     assert status == 0
-    assert seconds < 60
+    assert seconds < 240  # less than a minute alone; CI runs another test beside it
     assert (folder / "real.png").read_bytes()[1:4] == b"PNG"
     assert (folder / "generated-untrained.png").read_bytes()[1:4] == b"PNG"
 
