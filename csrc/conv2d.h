@@ -1,0 +1,27 @@
+// A convolution of scaled channels, followed by the epilogue:
+//
+//     z[i, j * up, l * up] = pre[n,i] * x[n,i,j,l], 0 elsewhere
+//     u[o, oy, ox] = sum over i, ky, kx of
+//                    w[o,i,ky,kx] * z[i, oy * down + ky - pad_y, ox * down + kx - pad_x]
+//     y = E(u) + add
+//
+// for every sample n, with w rotated by 180 degrees where correlate is false: upfirdn2d with a
+// filter for each pair of channels.
+#pragma once
+
+#include "epilogue.h"
+
+namespace stylegan_fast {
+
+struct Conv2d {
+  DType dtype;
+  int64_t samples, in_channels, out_channels, in_height, in_width, out_height, out_width;
+  bool in_channels_last, out_channels_last;  // x and y are dense: NHWC, or NCHW
+  int up, down;
+  int64_t pad_x, pad_y;  // left and top; negative crops
+  int kernel_x, kernel_y;
+  int64_t stride_o, stride_i, stride_y, stride_x;  // of the weight, in elements; any
+  bool correlate;
+};
+
+}  // namespace stylegan_fast
