@@ -24,4 +24,10 @@ struct Conv2d {
   bool correlate;
 };
 
+// Masks and `add` as in csrc/upfirdn2d.h. `pre` [samples, in_channels] may be null.
+namespace cpu {
+void conv2d_forward(const Conv2d&, const Epilogue* epilogue, const void* x, const void* w,
+                    const float* pre, const void* add, void* y, uint8_t* mask, int threads);
+}  // namespace cpu
+
 }  // namespace stylegan_fast

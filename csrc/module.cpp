@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "conv2d.h"
 #include "cpu/dispatch.h"
 #include "epilogue.h"
 #include "upfirdn2d.h"
@@ -44,6 +45,16 @@ Upfirdn2d upfirdn2d(int dtype, std::array<int64_t, 6> sizes, std::array<int64_t,
           pad_x, pad_y, pointer<void>(taps), taps_x, taps_y, separable, correlate, gain};
 }
 
+Conv2d conv2d(int dtype, std::array<int64_t, 7> sizes, bool in_channels_last,
+              bool out_channels_last, int up, int down, int64_t pad_x, int64_t pad_y, int kernel_x,
+              int kernel_y, std::array<int64_t, 4> strides, bool correlate) {
+  const auto [samples, in_channels, out_channels, in_height, in_width, out_height, out_width] = sizes;
+  const auto [stride_o, stride_i, stride_y, stride_x] = strides;
+  return {static_cast<DType>(dtype), samples, in_channels, out_channels, in_height, in_width,
+          out_height, out_width, in_channels_last, out_channels_last, up, down, pad_x, pad_y,
+          kernel_x, kernel_y, stride_o, stride_i, stride_y, stride_x, correlate};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -61,6 +72,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Epilogue>(m, "Epilogue").def(py::init(&epilogue));
   py::class_<Upfirdn2d>(m, "Upfirdn2d").def(py::init(&upfirdn2d));
+  py::class_<Conv2d>(m, "Conv2d").def(py::init(&conv2d));
 
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
   m.def(
@@ -99,6 +111,14 @@ PYBIND11_MODULE(_C, m) {
          uintptr_t dx, uintptr_t sum, int threads) {
         cpu::upfirdn2d_masked(p, e, negative_slope, pointer<void>(dy), pointer<uint8_t>(mask),
                               pointer<void>(dx), pointer<void>(sum), threads);
+      },
+      without_gil);
+  m.def(
+      "cpu_conv2d_forward",
+      [](const Conv2d& p, const Epilogue* e, uintptr_t x, uintptr_t w, uintptr_t pre, uintptr_t add,
+         uintptr_t y, uintptr_t mask, int threads) {
+        cpu::conv2d_forward(p, e, pointer<void>(x), pointer<void>(w), pointer<float>(pre),
+                            pointer<void>(add), pointer<void>(y), pointer<uint8_t>(mask), threads);
       },
       without_gil);
 

@@ -16,11 +16,13 @@ struct Level {
   decltype(&baseline::epilogue_curved) epilogue_curved;
   decltype(&baseline::upfirdn2d_forward) upfirdn2d_forward;
   decltype(&baseline::upfirdn2d_masked) upfirdn2d_masked;
+  decltype(&baseline::conv2d_forward) conv2d_forward;
 };
 
-#define STYLEGAN_FAST_LEVEL(level, supported)                          \
-  {#level, supported, level::epilogue_forward, level::epilogue_masked, \
-   level::epilogue_curved, level::upfirdn2d_forward, level::upfirdn2d_masked}
+#define STYLEGAN_FAST_LEVEL(level, supported)                                \
+  {#level, supported, level::epilogue_forward, level::epilogue_masked,       \
+   level::epilogue_curved, level::upfirdn2d_forward, level::upfirdn2d_masked, \
+   level::conv2d_forward}
 
 // Widest first.
 const Level kLevels[] = {
@@ -49,12 +51,28 @@ const Level* widest() {
 
 const Level* current = widest();
 
+int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
 // A mask unit is 8 elements of one row.
 void check_mask(const uint8_t* mask, const Geometry& g, int64_t width) {
   const int64_t row = g.inner == 1 ? g.channels : width;
   if (mask && row % 8 != 0) {
     throw std::invalid_argument("a mask needs rows of a multiple of 8 elements, got " +
                                 std::to_string(row));
+  }
+}
+
+void check_conv2d(const Conv2d& p) {
+  const auto covers = [&p](int64_t pad, int taps) {
+    const int64_t first = -floor_divide(pad, p.up);
+    return p.up * (first + 2) + pad + 1 >= taps;
+  };
+  if (p.dtype != DType::float32 || p.down != 1 || p.up < 1 || p.up > 2 ||
+      !covers(p.pad_x, p.kernel_x) || !covers(p.pad_y, p.kernel_y)) {
+    throw std::invalid_argument(
+        "conv2d takes float32, down=1 and up=1 with up to 3x3 taps, or up=2 with up to 3x3 of each "
+        "phase; got a kernel of " + std::to_string(p.kernel_y) + "x" + std::to_string(p.kernel_x) +
+        " with up=" + std::to_string(p.up) + " and down=" + std::to_string(p.down));
   }
 }
 
@@ -106,6 +124,13 @@ void upfirdn2d_masked(const Upfirdn2d& p, const Epilogue& epilogue, double negat
                       const void* dy, const uint8_t* mask, void* dx, void* sum, int threads) {
   check_mask(mask, epilogue.geometry, p.in_width);
   current->upfirdn2d_masked(p, epilogue, negative_slope, dy, mask, dx, sum, threads);
+}
+
+void conv2d_forward(const Conv2d& p, const Epilogue* epilogue, const void* x, const void* w,
+                    const float* pre, const void* add, void* y, uint8_t* mask, int threads) {
+  check_conv2d(p);
+  if (epilogue) check_mask(mask, epilogue->geometry, p.out_width);
+  current->conv2d_forward(p, epilogue, x, w, pre, add, y, mask, threads);
 }
 
 }  // namespace stylegan_fast::cpu

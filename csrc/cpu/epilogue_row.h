@@ -93,6 +93,38 @@ inline void forward_rest(const ForwardConstants<V>& constants,
     units[byte] = whole_units[byte] & ((1u << count) - 1) >> (byte / 2 * 8);
 }
 
+// An epilogue on a row in L1.
+template <class V>
+struct Tail {
+  using A = typename V::Scalar;
+  using Apply = void (*)(const ForwardConstants<V>&, const Coefficients<A>&, int64_t count,
+                         const A* in, A* out, uint8_t* units);
+
+  const Epilogue* e;
+  uint8_t* mask;
+  Apply apply;
+
+  Tail(const Epilogue* epilogue, uint8_t* units) : e(epilogue), mask(units), apply(nullptr) {
+    if (!e) return;
+    with_activation(e->act, [this](auto act) {
+      using Act = decltype(act);
+      apply = mask ? run<Act, true> : run<Act, false>;
+    });
+  }
+
+  template <class Act, bool kMask>
+  static void run(const ForwardConstants<V>& constants, const Coefficients<A>& c, int64_t count,
+                  const A* in, A* out, uint8_t* units) {
+    const int64_t groups = count / kGroup, done = groups * kGroup;
+    forward_groups<Act, true, kMask>(constants, c, groups, in, out, units);
+    if (done == count) return;
+    const Coefficients<A> rest{c.scale + groups * c.scale_step, c.bias + groups * c.bias_step,
+                               c.noise + groups * c.noise_step, 0, 0, 0};
+    forward_rest<Act, true, kMask>(constants, rest, count - done, in + done, out + done,
+                                   kMask ? units + groups * 4 : nullptr);
+  }
+};
+
 // d(v) of one vector of the map `masked`; `in` and `units` point to the first group of a run.
 template <class V, bool kMask>
 struct MaskedDerivative {

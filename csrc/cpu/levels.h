@@ -1,6 +1,7 @@
 // The SIMD levels that csrc/cpu sources are compiled for, and the functions every level provides.
 #pragma once
 
+#include "../conv2d.h"
 #include "../upfirdn2d.h"
 
 #define STYLEGAN_FAST_DECLARE_LEVEL(level)                                                        \
@@ -14,6 +15,8 @@
                          const void* add, void* y, uint8_t* mask, int threads);                   \
   void upfirdn2d_masked(const Upfirdn2d&, const Epilogue& epilogue, double negative_slope,        \
                         const void* dy, const uint8_t* mask, void* dx, void* sum, int threads);   \
+  void conv2d_forward(const Conv2d&, const Epilogue* epilogue, const void* x, const void* w,      \
+                      const float* pre, const void* add, void* y, uint8_t* mask, int threads);    \
   }
 
 STYLEGAN_FAST_DECLARE_LEVEL(baseline)

@@ -6,7 +6,7 @@ import torch
 
 from . import native
 from .geometry import Fir, Geometry, Tail
-from .native import address, epilogue, tail_epilogue, upfirdn2d
+from .native import address, conv2d, epilogue, tail_epilogue, upfirdn2d
 
 
 def unavailable() -> str | None:
@@ -121,5 +121,29 @@ def upfirdn2d_masked(
         address(mask),
         dx.data_ptr(),
         address(total),
+        torch.get_num_threads(),
+    )
+
+
+def conv2d_forward(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    conv: Fir,
+    y: torch.Tensor,
+    pre: torch.Tensor | None = None,
+    add: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    geometry: Geometry | None = None,
+    tail: Tail | None = None,
+) -> None:
+    native.module().cpu_conv2d_forward(
+        conv2d(x, w, y, conv),
+        tail_epilogue(y, geometry, tail),
+        x.data_ptr(),
+        w.data_ptr(),
+        address(pre),
+        address(add),
+        y.data_ptr(),
+        address(mask),
         torch.get_num_threads(),
     )

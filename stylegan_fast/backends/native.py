@@ -107,3 +107,22 @@ def upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, y: torch.Tensor, fir: Fir
         fir.flip_filter,
         fir.gain,
     )
+
+
+def conv2d(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, conv: Fir) -> Any:
+    """x, y: [N, C, H, W], dense NCHW or NHWC; w: [O, I, kh, kw] with any strides."""
+    n, i, height, width = x.shape
+    return module().Conv2d(
+        DTYPE_CODES[x.dtype],
+        (n, i, w.shape[0], height, width, *y.shape[2:]),
+        not x.is_contiguous(),
+        not y.is_contiguous(),
+        conv.up_x,
+        conv.down_x,
+        conv.x0,
+        conv.y0,
+        w.shape[3],
+        w.shape[2],
+        w.stride(),
+        conv.flip_filter,
+    )
