@@ -81,17 +81,14 @@ def differentiate(
 
 def candidates(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     """The reference and the backends that have kernels of the op for such tensors."""
-    names = ["reference"]
-    if op in backends.KERNEL_OPS:
-        names += [
-            name
-            for name in backends.BACKENDS
-            if name != "reference"
-            # Triton on a CPU is its interpreter, a tool for tests.
-            and (name, device_type) != ("triton", "cpu")
-            and backends.refusal(name, op, device_type, dtype) is None
-        ]
-    return names
+    return ["reference"] + [
+        name
+        for name in backends.BACKENDS
+        if name != "reference"
+        # Triton on a CPU is its interpreter, a tool for tests.
+        and (name, device_type) != ("triton", "cpu")
+        and backends.refusal(name, op, device_type, dtype) is None
+    ]
 
 
 def compiled(

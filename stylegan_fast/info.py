@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, _env, backends
+from . import __version__, _env, _store, backends
 from .backends import native
 from .check import dtype_name, print_bold, print_table
 
@@ -56,7 +56,7 @@ def _devices() -> dict[str, Any]:
     module, _ = native.load()
     return {
         "cpu": {
-            "model": _cpu_model(),
+            "model": _store.processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "simd_levels": module.simd_levels() if module else [],
@@ -64,15 +64,6 @@ def _devices() -> dict[str, Any]:
         },
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or platform.processor() or platform.machine()
 
 
 def _gpu(index: int) -> dict[str, Any]:
@@ -90,13 +81,13 @@ def _device_types() -> list[str]:
 
 
 def _backends() -> dict[str, dict[str, str]]:
-    def cell(op: str, name: str) -> str:
+    def cell(name: str) -> str:
         reason = backends.unavailable(name)
         if reason is not None:
             return reason
-        return KERNEL if op in backends.KERNEL_OPS and name != "reference" else PYTORCH
+        return PYTORCH if name == "reference" else KERNEL
 
-    return {op: {name: cell(op, name) for name in backends.BACKENDS} for op in backends.OPS}
+    return {op: {name: cell(name) for name in backends.BACKENDS} for op in backends.OPS}
 
 
 def _automatic(device: str) -> dict[str, str]:

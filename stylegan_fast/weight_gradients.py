@@ -51,6 +51,10 @@ def _count_blocks(change: int) -> None:
         _open_blocks += change
 
 
+def weight_gradients_skipped() -> bool:
+    return _open_blocks > 0
+
+
 class _Skippable(torch.autograd.Function):
     """The identity, whose gradient is absent inside `no_weight_gradients`."""
 
@@ -66,7 +70,7 @@ class _Skippable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return None if _open_blocks else grad
+        return None if weight_gradients_skipped() else grad
 
     @staticmethod
     def jvp(ctx, tangent):

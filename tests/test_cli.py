@@ -55,11 +55,9 @@ def test_info_as_json(capsys, monkeypatch):
     assert values["MAX_JOBS"] == "3"
     assert set(values) == {*_env.VARIABLES, *_env.BUILD_VARIABLES}
     for op, row in facts["backends"].items():
-        kernel = op in backends.KERNEL_OPS
         assert row["reference"] == "PyTorch"
         for name in ("cpu", "triton", "cuda"):
-            runs = "kernel" if kernel else "PyTorch"
-            assert row[name] == (backends.unavailable(name) or runs)
+            assert row[name] == (backends.unavailable(name) or "kernel")
     assert facts["automatic"]["cpu"]["float32"] == chosen_on_cpu()
     assert len(facts["devices"]["gpus"]) == torch.cuda.device_count()
 

@@ -1,5 +1,6 @@
 """modulated_conv2d against its definition, sample by sample, and its corners one by one."""
 
+import importlib
 import itertools
 import math
 from functools import partial
@@ -16,7 +17,12 @@ from stylegan_fast.reference.modulated_conv2d import modulated_conv2d as referen
 from stylegan_fast.testing import assert_matches, relative_error
 
 FIR = setup_filter([1, 3, 3, 1])
-ORDERS = pytest.mark.parametrize("fused_modconv", [False, True], ids=["scaled", "fused"])
+FORMS = {
+    "scaled": dict(backend="reference", fused_modconv=False),
+    "grouped": dict(backend="reference", fused_modconv=True),
+    "automatic": {},
+}
+ORDERS = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
 def randn(*shape, dtype=torch.float64, seed=0):
@@ -26,6 +32,13 @@ def randn(*shape, dtype=torch.float64, seed=0):
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
+def both_forms(monkeypatch):
+    """fused_modconv decides alone, however small the images of these tests are."""
+    module = importlib.import_module("stylegan_fast.ops.modulated_conv2d")
+    monkeypatch.setattr(module, "_weights_are_smaller", lambda weight, x: x.shape[0] > 0)
 
 
 def definition(x, weight, styles, demodulate=True, input_gain=None, noise=None, **resampling):
@@ -64,9 +77,9 @@ def arguments_of(resampling, device):
 @pytest.mark.parametrize("resampling", RESAMPLINGS)
 @pytest.mark.parametrize("demodulate", [False, True])
 @pytest.mark.parametrize("input_gain", [None, 0.7, randn(), randn(3), randn(2, 3), randn(2, 1)])
-def test_equals_the_definition(input_gain, demodulate, resampling, fused_modconv, device):
+def test_equals_the_definition(input_gain, demodulate, resampling, form, device):
     gain = input_gain.to(device) if isinstance(input_gain, torch.Tensor) else input_gain
-    arguments = dict(demodulate=demodulate, fused_modconv=fused_modconv, input_gain=gain)
+    arguments = dict(demodulate=demodulate, **form, input_gain=gain)
     x, weight, styles = X.to(device), WEIGHT.to(device), STYLES.to(device)
     y = modulated_conv2d(x, weight, styles, **arguments_of(resampling, device), **arguments)
     expected = definition(X, WEIGHT, STYLES, demodulate, input_gain, **RESAMPLINGS[resampling])
@@ -76,10 +89,10 @@ def test_equals_the_definition(input_gain, demodulate, resampling, fused_modconv
 @ORDERS
 @pytest.mark.parametrize("demodulate", [False, True])
 @pytest.mark.parametrize("shape", [(2, 1, 5, 7), (1, 1, 5, 7), (5, 7), (7,), (), (2, 4, 5, 7)])
-def test_noise_broadcasts(shape, demodulate, fused_modconv):
+def test_noise_broadcasts(shape, demodulate, form):
     noise = randn(*shape)
     arguments = dict(demodulate=demodulate, padding=1)
-    y = modulated_conv2d(X, WEIGHT, STYLES, noise, fused_modconv=fused_modconv, **arguments)
+    y = modulated_conv2d(X, WEIGHT, STYLES, noise, **form, **arguments)
     assert_matches(y, definition(X, WEIGHT, STYLES, noise=noise, **arguments))
 
 
@@ -87,13 +100,13 @@ def test_noise_broadcasts(shape, demodulate, fused_modconv):
 @pytest.mark.parametrize("up, down", [(1, 1), (2, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("input_gain", [None, 1.5])
 @pytest.mark.parametrize("demodulate", [False, True])
-def test_both_evaluation_orders_agree(demodulate, input_gain, up, down, kernel):
+def test_all_forms_agree(demodulate, input_gain, up, down, kernel):
     inputs = [
         t.clone().requires_grad_()
         for t in (X, randn(4, 3, kernel, kernel), STYLES, randn(2, 1, 1, 1))
     ]
     results = []
-    for fused_modconv in (False, True):
+    for form in FORMS.values():
         y = modulated_conv2d(
             *inputs,
             up,
@@ -101,21 +114,22 @@ def test_both_evaluation_orders_agree(demodulate, input_gain, up, down, kernel):
             kernel // 2,
             FIR,
             demodulate,
-            fused_modconv=fused_modconv,
+            **form,
             input_gain=input_gain,
         )
         first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
         results.append([y, *first, *second])
-    for scaled, fused in zip(*results):
-        assert_matches(scaled, fused, reduction=1000)
+    for scaled, grouped, automatic in zip(*results):
+        assert_matches(grouped, scaled, reduction=1000)
+        assert_matches(automatic, scaled, reduction=1000)
 
 
 @ORDERS
 @pytest.mark.parametrize("input_gain", [None, 0.8])
 @pytest.mark.parametrize("demodulate", [False, True])
 @pytest.mark.parametrize("up", [1, 2])
-def test_gradients(up, demodulate, input_gain, fused_modconv, device):
+def test_gradients(up, demodulate, input_gain, form, device):
     shapes = (2, 2, 2, 3), (1, 2, 2, 1), (2, 2), (2, 1, 1, 1)
     inputs = [randn(*s, seed=i).to(device).requires_grad_() for i, s in enumerate(shapes)]
     filter_ = torch.tensor([[1.0, 2, 1], [0.5, 1, 3]], device=device)
@@ -127,7 +141,7 @@ def test_gradients(up, demodulate, input_gain, fused_modconv, device):
             padding=1,
             resample_filter=filter_,
             demodulate=demodulate,
-            fused_modconv=fused_modconv,
+            **form,
             input_gain=input_gain,
         )
 
@@ -144,17 +158,14 @@ def test_gradient_of_the_input_gain():
 
 @ORDERS
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_tail_is_bias_act(act, fused_modconv):
+def test_tail_is_bias_act(act, form):
     bias = randn(4)
     tail = dict(act=act, alpha=0.3, gain=0.9, clamp=0.7)
-    y = modulated_conv2d(
-        X, WEIGHT, STYLES, padding=1, fused_modconv=fused_modconv, bias=bias, **tail
-    )
-    linear = modulated_conv2d(X, WEIGHT, STYLES, padding=1, fused_modconv=fused_modconv)
-    assert torch.equal(y, bias_act(linear, bias, **tail))
+    y = modulated_conv2d(X, WEIGHT, STYLES, padding=1, bias=bias, **form, **tail)
+    linear = modulated_conv2d(X, WEIGHT, STYLES, padding=1, **form)
+    by_hand = reference_bias_act if form else bias_act
+    assert torch.equal(y, by_hand(linear, bias, **tail))
     assert (y.abs() == 0.7).any()
-    y = reference(X, WEIGHT, STYLES, padding=1, fused_modconv=fused_modconv, bias=bias, **tail)
-    assert torch.equal(y, reference_bias_act(linear, bias, **tail))
 
 
 @pytest.mark.parametrize("tail", [
@@ -167,13 +178,12 @@ def test_each_part_of_the_tail_alone(tail):
     assert torch.equal(y, bias_act(linear, b=tail.pop("bias", None), **tail))
 
 
-@ORDERS
+@pytest.mark.parametrize("act", ["lrelu", "swish"])
 @pytest.mark.parametrize("up, kernel", [(1, "epilogue_forward"), (2, "upfirdn2d_forward")])
-def test_tail_runs_in_one_kernel(up, kernel, fused_modconv, backend, device, monkeypatch):
+def test_tail_runs_in_one_kernel(up, kernel, act, backend, device, monkeypatch):
     x, weight, styles = (t.float().to(device) for t in (X, WEIGHT, STYLES))
     bias, noise = randn(4).float().to(device), randn(up * X.shape[2], up * X.shape[3]).to(device)
-    arguments = dict(up=up, padding=1, resample_filter=FIR.to(device), act="swish", clamp=1.5)
-    arguments.update(fused_modconv=fused_modconv)
+    arguments = dict(up=up, padding=1, resample_filter=FIR.to(device), act=act, clamp=1.5)
     expected = reference(
         *(t.double() for t in (x, weight, styles, noise)), bias=bias.double(), **arguments
     )
@@ -195,7 +205,7 @@ def test_tail_runs_in_one_kernel(up, kernel, fused_modconv, backend, device, mon
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("demodulate", [False, True])
 @pytest.mark.parametrize("input_gain", [None, 0.9])
-def test_dtypes(input_gain, demodulate, dtype, fused_modconv, device):
+def test_dtypes(input_gain, demodulate, dtype, form, device):
     """Images in 16 bits with weights and styles in float32, as the networks call it."""
     x = randn(2, 16, 6, 5).to(device, dtype)
     weight, styles = randn(8, 16, 3, 3).float().to(device), randn(2, 16).float().to(device) + 1
@@ -204,7 +214,7 @@ def test_dtypes(input_gain, demodulate, dtype, fused_modconv, device):
     noise, bias = randn(2, 1, 6, 5).float().to(device), randn(8).float().to(device)
     arguments = dict(padding=1, demodulate=demodulate, input_gain=input_gain)
     y = modulated_conv2d(
-        x, weight, styles, noise, bias=bias, fused_modconv=fused_modconv, **arguments
+        x, weight, styles, noise, bias=bias, **form, **arguments
     )
     assert y.dtype == dtype
     wide = (t.double() for t in (x, weight, styles, noise))
@@ -214,12 +224,12 @@ def test_dtypes(input_gain, demodulate, dtype, fused_modconv, device):
 
 @ORDERS
 @pytest.mark.parametrize("magnitude", [1, 3e4])
-def test_float16_does_not_overflow(magnitude, fused_modconv):
+def test_float16_does_not_overflow(magnitude, form):
     """512 channels of weights and styles that, unnormalized, exceed float16."""
     x, weight = randn(2, 512, 4, 5).half(), randn(3, 512, 3, 3).float() * magnitude
     styles = (randn(2, 512).float() + 1) * magnitude
     leaves = [t.requires_grad_() for t in (x, weight, styles)]
-    y = modulated_conv2d(*leaves, padding=1, fused_modconv=fused_modconv)
+    y = modulated_conv2d(*leaves, padding=1, **form)
     wide = [t.detach().double().requires_grad_() for t in leaves]
     expected = modulated_conv2d(*wide, padding=1)
     assert relative_error(y, expected) < 2e-3
@@ -245,14 +255,14 @@ def test_the_guard_is_for_float16_with_demodulation_only():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("input_gain", [None, 1.5])
 @pytest.mark.parametrize("zeros", ["one style row", "all styles", "one weight channel"])
-def test_rows_of_zeros_stay_zero(zeros, input_gain, dtype, fused_modconv):
+def test_rows_of_zeros_stay_zero(zeros, input_gain, dtype, form):
     weight, styles = WEIGHT.clone(), STYLES.clone()
     if zeros == "one weight channel":
         weight[1] = 0
     else:
         styles[slice(0, 1) if zeros == "one style row" else slice(None)] = 0
     leaves = [t.to(dtype).requires_grad_() for t in (X.clone(), weight, styles)]
-    y = modulated_conv2d(*leaves, padding=1, input_gain=input_gain, fused_modconv=fused_modconv)
+    y = modulated_conv2d(*leaves, padding=1, input_gain=input_gain, **form)
     dead = y[:, 1] if zeros == "one weight channel" else y[:1]
     assert not dead.any()
     assert y.isfinite().all()
@@ -267,7 +277,7 @@ def test_rows_of_zeros_stay_zero(zeros, input_gain, dtype, fused_modconv):
 @pytest.mark.parametrize("resampling", ["same", "up", "down"])
 @pytest.mark.parametrize("nhwc", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_layouts(batch, nhwc, resampling, fused_modconv, device):
+def test_layouts(batch, nhwc, resampling, form, device):
     memory_format = torch.channels_last if nhwc else torch.contiguous_format
     x, weight, styles = X[:batch].to(device), WEIGHT.to(device), STYLES[:batch].to(device)
     expected = definition(X[:batch], WEIGHT, STYLES[:batch], noise=0.5, **RESAMPLINGS[resampling])
@@ -277,7 +287,7 @@ def test_layouts(batch, nhwc, resampling, fused_modconv, device):
         weight.contiguous(memory_format=memory_format),
         styles,
         noise,
-        fused_modconv=fused_modconv,
+        **form,
         **arguments_of(resampling, device),
     )
     assert y.is_contiguous(memory_format=memory_format)
@@ -287,11 +297,11 @@ def test_layouts(batch, nhwc, resampling, fused_modconv, device):
 @ORDERS
 @pytest.mark.parametrize("input_gain", [None, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_empty_batch(dtype, input_gain, fused_modconv):
+def test_empty_batch(dtype, input_gain, form):
     x = torch.empty(0, 3, 5, 7, dtype=dtype, requires_grad=True)
     weight, styles = WEIGHT.float().requires_grad_(), torch.empty(0, 3, requires_grad=True)
     y = modulated_conv2d(
-        x, weight, styles, input_gain=input_gain, fused_modconv=fused_modconv, act="lrelu"
+        x, weight, styles, input_gain=input_gain, **form, act="lrelu"
     )
     assert y.shape == (0, 4, 3, 5)
     assert y.dtype == dtype
@@ -303,11 +313,11 @@ def test_empty_batch(dtype, input_gain, fused_modconv):
 @ORDERS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("image_dtype", [torch.float32, "autocast"], ids=str)
-def test_autocast(image_dtype, dtype, fused_modconv):
+def test_autocast(image_dtype, dtype, form):
     weight, styles = randn(8, 64, 3, 3).float(), randn(2, 64).float() + 1
     x = randn(2, 64, 6, 5).to(dtype if image_dtype == "autocast" else image_dtype)
     with torch.autocast("cpu", dtype=dtype):
-        y = modulated_conv2d(x, weight, styles, padding=1, fused_modconv=fused_modconv)
+        y = modulated_conv2d(x, weight, styles, padding=1, **form)
         wide = modulated_conv2d(x.double(), weight.double(), styles.double(), padding=1)
     assert y.dtype == dtype
     assert wide.dtype == torch.float64
@@ -320,7 +330,7 @@ def test_demodulation_is_float32_under_autocast():
     """A demodulated weight of one element is 1 or -1, unless its square was rounded to 8 bits."""
     weight = randn(256, 1, 1, 1).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = modulated_conv2d(torch.ones(1, 1, 1, 1), weight, torch.ones(1, 1))
+        y = modulated_conv2d(torch.ones(1, 1, 1, 1), weight, torch.ones(1, 1), **FORMS["grouped"])
     assert torch.equal(y.flatten(), weight.flatten().sign().bfloat16())
 
 
@@ -375,16 +385,16 @@ def test_meta_tensors_have_the_same_shape():
 
 @ORDERS
 @pytest.mark.parametrize("skip", [False, True])
-def test_path_length_is_the_same_without_weight_gradients(skip, fused_modconv):
+def test_path_length_is_the_same_without_weight_gradients(skip, form):
     weights = [WEIGHT.clone().requires_grad_(), randn(2, 4, 3, 3).requires_grad_()]
     styles = [STYLES.clone().requires_grad_(), randn(2, 4).requires_grad_()]
 
     def synthesis(*styles):
         y = modulated_conv2d(
-            X, weights[0], styles[0], padding=1, fused_modconv=fused_modconv, act="lrelu"
+            X, weights[0], styles[0], padding=1, **form, act="lrelu"
         )
         return modulated_conv2d(
-            y, weights[1], styles[1], padding=1, fused_modconv=fused_modconv, act="tanh"
+            y, weights[1], styles[1], padding=1, **form, act="tanh"
         )
 
     with no_weight_gradients(skip):
@@ -403,9 +413,9 @@ def test_path_length_is_the_same_without_weight_gradients(skip, fused_modconv):
 
 
 @ORDERS
-def test_backward_inside_leaves_the_weight_alone(fused_modconv):
+def test_backward_inside_leaves_the_weight_alone(form):
     x, weight, styles = (t.clone().requires_grad_() for t in (X, WEIGHT, STYLES))
-    y = modulated_conv2d(x, weight, styles, fused_modconv=fused_modconv)
+    y = modulated_conv2d(x, weight, styles, **form)
     expected = torch.autograd.grad(y.square().sum(), [x, weight, styles], retain_graph=True)
     with no_weight_gradients():
         y.square().sum().backward(retain_graph=True)
@@ -460,19 +470,18 @@ def test_errors(arguments, error, message):
 def test_the_result_never_aliases_an_input():
     identity = torch.eye(3, dtype=torch.float64)[:, :, None, None]
     inputs = X.clone(), identity, torch.ones_like(STYLES)
-    for fused_modconv, noise in itertools.product((False, True), (None, torch.zeros(5, 7))):
-        y = modulated_conv2d(*inputs, noise, demodulate=False, fused_modconv=fused_modconv)
+    for form, noise in itertools.product(FORMS.values(), (None, torch.zeros(5, 7))):
+        y = modulated_conv2d(*inputs, noise, demodulate=False, **form)
         assert torch.equal(y, X)
         y.zero_()
         assert torch.equal(inputs[0], X)
 
 
-@ORDERS
-def test_one_output_channel(fused_modconv, backend, device):
+def test_one_output_channel(backend, device):
     """Scale and shared noise are those of each sample, also where a batch is one run of memory."""
     x, weight, styles = (t.float().to(device) for t in (X, WEIGHT[:1], STYLES))
     noise = randn(*X.shape[2:], seed=3).float().to(device)
-    arguments = dict(padding=1, act="lrelu", fused_modconv=fused_modconv)
+    arguments = dict(padding=1, act="lrelu")
     y = modulated_conv2d(x, weight, styles, noise, backend=backend, **arguments)
     expected = reference(*(t.double() for t in (x, weight, styles, noise)), **arguments)
     assert_matches(y, expected, reduction=27)

@@ -24,9 +24,7 @@ def dtypes(name: str) -> str:
 def cell(op: str, name: str) -> str:
     if name == "reference":
         return f"PyTorch; {dtypes(name)}; any order"
-    if op in backends.KERNEL_OPS:
-        return f"**kernels**; {dtypes(name)}; {backends.KERNEL_ORDERS[op]}"
-    return "PyTorch's convolution, kernels around it"
+    return f"**kernels**; {dtypes(name)}; {backends.KERNEL_ORDERS[op]}"
 
 
 def matrix() -> str:

@@ -28,19 +28,15 @@ AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference"
 KERNEL_ORDERS = {
     "bias_act": "2nd order, any for linear, relu, lrelu",
     "upfirdn2d": "any order",
+    "conv2d_resample": "any order",
+    "modulated_conv2d": "2nd order, any for linear, relu, lrelu",
 }
 """Ops with kernels of their own on every compiled backend, and the derivatives these support."""
 
-KERNEL_OPS = tuple(KERNEL_ORDERS)
+OPS = tuple(KERNEL_ORDERS)
 
 TRANSFORMABLE_OPS = ("upfirdn2d",)
 """Ops whose kernels run inside torch.func transforms and forward mode, too."""
-
-PYTORCH_OPS = ("conv2d_resample", "modulated_conv2d")
-"""Ops whose convolutions, so far, are PyTorch's whatever the backend; what they call (FIR filters,
-the epilogue of a layer) follows the choice."""
-
-OPS = KERNEL_OPS + PYTORCH_OPS
 
 _requested: str | None = _env.choice("STYLEGAN_FAST_BACKEND", tuple(BACKENDS))
 _selected: dict[tuple, str] = {}
@@ -104,7 +100,7 @@ def refusal(name: str, op: str, device_type: str, dtype: torch.dtype) -> str | N
     reason = backend.unavailable()
     if reason is None and device_type not in backend.device_types():
         reason = f"it runs on {' or '.join(backend.device_types())} tensors, x is on {device_type}"
-    if reason is None and op in KERNEL_OPS and dtype not in backend.dtypes():
+    if reason is None and dtype not in backend.dtypes():
         names = ", ".join(str(known).removeprefix("torch.") for known in backend.dtypes())
         reason = f"it has kernels for {names}, x is {str(dtype).removeprefix('torch.')}"
     return reason
@@ -115,7 +111,7 @@ def select(op: str, x: torch.Tensor, backend: str | None = None) -> str:
     explicit = _requested if backend is None else backend
     if not isinstance(explicit, (str, NoneType)):
         _backend(explicit)
-    if op in KERNEL_OPS and op not in TRANSFORMABLE_OPS and inside_transform():
+    if op not in TRANSFORMABLE_OPS and inside_transform():
         if explicit in (None, "reference"):
             return "reference"
         raise NotImplementedError(

@@ -81,11 +81,13 @@ class SynthesisLayer(nn.Module):
         in_resolution = self.resolution // self.up
         check_shape("x", x, "N", self.in_channels, in_resolution, in_resolution)
         check_shape("w", w, x.shape[0], self.w_dim)
+        noise = self._noise(x, noise_mode)
         return modulated_conv2d(
             x,
             self.weight,
             self.affine(w),
-            noise=self._noise(x, noise_mode),
+            noise=noise,
+            noise_strength=None if noise is None else self.noise_strength,
             up=self.up,
             padding=self.padding,
             resample_filter=self.resample_filter,
@@ -101,10 +103,9 @@ class SynthesisLayer(nn.Module):
         if not self.use_noise or noise_mode == "none":
             return None
         if noise_mode == "const":
-            return self.noise_const * self.noise_strength
+            return self.noise_const
         shape = (x.shape[0], 1, self.resolution, self.resolution)
-        noise = torch.randn(shape, device=x.device, dtype=self.noise_strength.dtype)
-        return noise * self.noise_strength
+        return torch.randn(shape, device=x.device, dtype=self.noise_strength.dtype)
 
     def extra_repr(self) -> str:
         return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
@@ -11,9 +10,14 @@ from .._checks import as_int, autocast_enabled, check_device, check_same, check_
 from ..activations import activation
 from ..backends import select
 from ..reference.bias_act import Epilogue
+from ..reference.bias_act import epilogue as reference_epilogue
+from ..reference.conv2d_resample import Plan, output_size, plan
 from ..reference.conv2d_resample import conv2d_resample as reference_conv2d_resample
-from ..reference.conv2d_resample import output_size
+from ..reference.modulated_conv2d import convolution_dtype
+from ..reference.upfirdn2d import filter_size, memory_format_of, resampled_conv2d
 from ..weight_gradients import skippable
+from . import fir as fir_ops
+from .conv import conv2d, conv2d_epilogue
 from .epilogue import apply_epilogue
 from .upfirdn2d import (
     _get_filter_size,
@@ -21,8 +25,6 @@ from .upfirdn2d import (
     check_filter,
     check_image,
     check_output_size,
-    upfirdn2d,
-    upfirdn2d_epilogue,
 )
 
 
@@ -56,8 +58,8 @@ def conv2d_resample(
         groups: as in `torch.nn.functional.conv2d`.
         flip_weight: True correlates, as `conv2d` does; False rotates w by 180 degrees first.
         flip_filter: as in `upfirdn2d`.
-        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. The convolution is
-            PyTorch's on all of them so far, the FIR filters run on the choice.
+        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. Convolutions that a
+            backend has no kernel for, grouped ones among them, are PyTorch's.
 
     Returns:
         `[N, O, H', W']`, dtype and memory format (NCHW or channels_last) of x.
@@ -78,19 +80,16 @@ def conv2d_resample(
     The originals' `conv2d_resample`.
     """
     up, down, groups, padding = _checked(x, w, f, up, down, padding, groups)
-    select("conv2d_resample", x, backend)
-    return reference_conv2d_resample(
-        x,
-        skippable(w),
-        f,
-        up,
-        down,
-        padding,
-        groups,
-        flip_weight,
-        flip_filter,
-        upfirdn2d=partial(upfirdn2d, backend=backend),
+    name = select("conv2d_resample", x, backend)
+    w = skippable(w)
+    if name == "reference":
+        return reference_conv2d_resample(
+            x, w, f, up, down, padding, groups, flip_weight, flip_filter
+        )
+    steps = plan(
+        (w.shape[3], w.shape[2]), filter_size(f), up, down, padding, flip_weight, flip_filter
     )
+    return run_plan(x, w, f, steps, Epilogue(), name, groups=groups)
 
 
 def conv2d_bias_act(
@@ -112,35 +111,48 @@ def conv2d_bias_act(
     its own."""
     up, down, _, padding = _checked(x, w, f, up, down, padding, 1)
     end = Epilogue(b=b, act=activation(act).name, gain=gain, clamp=clamp)
-    select("conv2d_resample", x, backend)
-    return conv2d_epilogue(x, skippable(w), f, up, down, padding, flip_weight, end, backend=backend)
+    name = select("conv2d_resample", x, backend)
+    w = skippable(w)
+    if name == "reference":
+        y = reference_conv2d_resample(x, w, f, up, down, padding, 1, flip_weight)
+        return reference_epilogue(y, end)
+    steps = plan((w.shape[3], w.shape[2]), filter_size(f), up, down, padding, flip_weight)
+    return run_plan(x, w, f, steps, end, name)
 
 
-def conv2d_epilogue(
+def run_plan(
     x: torch.Tensor,  # [N, I, H, W]
-    w: torch.Tensor,  # [O, I, kh, kw] or [N, O, I, kh, kw]
+    w: torch.Tensor,  # [O, I / groups, kh, kw]
     f: torch.Tensor | None,
-    up: int,
-    down: int,
-    padding: int | Sequence[int],
-    flip_weight: bool,
+    steps: Plan,
     end: Epilogue,
+    backend: str,
     *,
-    backend: str | None,
+    pre: torch.Tensor | None = None,  # [N, I]
+    groups: int = 1,
 ) -> torch.Tensor:
-    """conv2d_resample, then the epilogue: in the last FIR pass where there is one after the
-    convolution, else in a pass of its own. Validated by the callers."""
-    filtered = partial(upfirdn2d, backend=backend)
-    if up == 1:
-        y = reference_conv2d_resample(
-            x, w, f, up, down, padding, flip_weight=flip_weight, upfirdn2d=filtered
-        )
-        return apply_epilogue(y, end, backend=backend)
+    """E(conv2d_resample(pre ⊙ x)) on a kernel backend, in x's memory format. Autocast is the
+    convolution's."""
+    before, conv, after, last = steps
+    memory_format = memory_format_of(x)
+    if before is not None:
+        x = fir_ops.linear(x, f, before, backend)
+    dtype = convolution_dtype(x)
+    x, w = x.to(dtype), w.to(dtype)
+    if groups == 1 and last is None and not (after is not None and end.idle):
+        return conv2d_epilogue(x, w, conv, end, backend, pre=pre, f=f, fir=after)
 
-    last = partial(upfirdn2d_epilogue, end=end, backend=backend)
-    return reference_conv2d_resample(
-        x, w, f, up, down, padding, flip_weight=flip_weight, upfirdn2d=filtered, last_upfirdn2d=last
-    )
+    if pre is not None:
+        x = x * pre.to(x.dtype)[:, :, None, None]
+    if groups == 1:
+        x = conv2d(x, w, conv, backend)
+    else:
+        up, down, padding, correlate, _ = conv.arguments()
+        x = resampled_conv2d(x, w, tuple(up), tuple(down), tuple(padding), groups, not correlate)
+        x = x.contiguous(memory_format=memory_format)
+    if after is not None and last is not None:
+        x = fir_ops.linear(x, f, after, backend)
+    return apply_epilogue(x, end, backend=backend, f=f, fir=last or after)
 
 
 def _checked(x, w, f, up, down, padding, groups):

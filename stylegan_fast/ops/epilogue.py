@@ -154,7 +154,7 @@ def _combined(h_dv, h_db, dim, shape, dtype):
     return spread.expand(shape) if h_dv is None else h_dv + spread
 
 
-class _Masked(torch.autograd.Function):
+class Masked(torch.autograd.Function):
     """(dy, mask) -> (d(v), sum of d(v)): linear in dy, its own transpose, so of any order."""
 
     @staticmethod
@@ -176,7 +176,7 @@ class _Masked(torch.autograd.Function):
         h = _combined(h_dv, h_db, ctx.arguments[0], ctx.shape, ctx.dtype)
         if h is None:
             return (None,) * 8
-        d_dy = _Masked.apply(h, mask, *ctx.arguments, False, ctx.backend)[0]
+        d_dy = Masked.apply(h, mask, *ctx.arguments, False, ctx.backend)[0]
         return (d_dy,) + (None,) * 7
 
 
@@ -303,7 +303,7 @@ class _Epilogue(torch.autograd.Function):
         else:
             line = (dim, ctx.stride, negative_slope, gain, needs_b, backend)
             if composed:
-                dv, d_b = _Masked.apply(dy, mask, *line)
+                dv, d_b = Masked.apply(dy, mask, *line)
             elif fir is None:
                 dx, d_b = masked_op(dy, mask, scale, *line)
             else:
@@ -374,6 +374,11 @@ def epilogue(
     return fir_ops.epilogue_op(x, f, *fir.arguments(), *tensors[1:], *constants)[0]
 
 
+def kernel_noise(noise: torch.Tensor, samples: int, size: tuple[int, int]) -> bool:
+    """Whether the kernels take this noise: one image for all samples, or one for each."""
+    return tuple(noise.shape) in (size, (1, 1, *size), (samples, 1, *size))
+
+
 def apply_epilogue(
     x: torch.Tensor,  # [N, C, H, W]
     end: Epilogue,
@@ -390,7 +395,7 @@ def apply_epilogue(
         y = reference_epilogue(y, end)
         return y if add is None else y + add
 
-    scale, noise, b, act, alpha, gain, clamp = end
+    scale, noise, b, act, alpha, gain, clamp, strength = end
     row = ACTIVATIONS[act]
     alpha = row.alpha if alpha is None else alpha
     gain = row.gain if gain is None else gain
@@ -398,18 +403,19 @@ def apply_epilogue(
     n, _, height, width = x.shape
     if fir is not None:
         height, width = fir.output_size(height, width, filter_size(f))
-    kernel_noise = ((height, width), (1, 1, height, width), (n, 1, height, width))
-    if noise is not None and tuple(noise.shape) not in kernel_noise:
+    if noise is not None and not kernel_noise(noise, n, (height, width)):
         x = x if fir is None else fir_ops.linear(x, f, fir, name)
-        x = reference_epilogue(x, Epilogue(scale, noise))
-        scale = noise = fir = None
+        x = reference_epilogue(x, Epilogue(scale, noise, strength=strength))
+        scale = noise = strength = fir = None
     fused_add, late_add = (
         (add, None) if fir is not None and (add is None or add.dtype == x.dtype) else (None, add)
     )
-    if fir is None and scale is noise is b is clamp is None and gain == 1 and act == "linear":
+    if fir is None and Epilogue(scale, noise, b, act, alpha, gain, clamp).idle:
         y = x
     else:
         y = epilogue(
-            x, scale, noise, None, b, 1, act, alpha, gain, clamp, name, f=f, fir=fir, add=fused_add
-        )
+            x, scale, noise, strength, b, 1, act, alpha, gain, clamp, name, f=f, fir=fir,
+            add=fused_add,
+        )  # fmt: skip
     return y if late_add is None else y + late_add
+

@@ -43,7 +43,7 @@ def _output(x: torch.Tensor, f: torch.Tensor | None, fir: Fir) -> torch.Tensor:
     )
 
 
-def _whole_units(y: torch.Tensor) -> bool:
+def whole_units(y: torch.Tensor) -> bool:
     """Whether the rows of y, in memory order, are whole units of a mask."""
     return (y.shape[3] if y.is_contiguous() else y.shape[1]) % 8 == 0
 
@@ -60,7 +60,7 @@ def _linear_fake(x, f, up, down, padding, flip_filter, gain, backend):
     return _output(x, f, Fir.of(up, down, padding, flip_filter, gain))
 
 
-def _with_epilogue(
+def with_epilogue(
     x, f, up, down, padding, flip_filter, fir_gain, scale, noise, strength, b, add,
     act, alpha, gain, clamp, save_mask, backend,
 ):  # fmt: skip
@@ -78,7 +78,7 @@ def _with_epilogue(
         idle = without_operands and act == _LINEAR and gain == 1 and clamp == math.inf
         epilogue = (None, None) if idle else (walked, end)
         run.upfirdn2d_forward(x, _taps(f, x), fir, y, add, None, *epilogue)
-    elif _whole_units(y):
+    elif whole_units(y):
         run.upfirdn2d_forward(x, _taps(f, x), fir, y, add, mask, walked, end)
     else:
         u = torch.empty_like(y)
@@ -111,7 +111,7 @@ def _masked(
     walked = geometry(dy, 1, scale is not None)
     scale = scale_operand(scale, dy)
     wanted = total if with_sum else None
-    if mask is None or _whole_units(dy):
+    if mask is None or whole_units(dy):
         run.upfirdn2d_masked(
             dy, mask, dx, wanted, scale, _taps(f, dy), fir, walked, negative_slope, gain
         )
@@ -145,7 +145,7 @@ epilogue_op = define(
     f"(Tensor x, Tensor? f, {_FIR}, Tensor? scale, Tensor? noise, Tensor? strength, Tensor? b, "
     "Tensor? add, int act, float alpha, float gain, float clamp, bool save_mask, str backend) "
     "-> (Tensor, Tensor)",
-    _with_epilogue,
+    with_epilogue,
     _with_epilogue_fake,
 )
 masked_op = define(

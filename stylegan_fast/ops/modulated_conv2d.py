@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
 from .._checks import as_int, check_device, check_number, check_tensor
 from ..activations import activation
 from ..backends import select
+from ..reference.bias_act import Epilogue
+from ..reference.conv2d_resample import plan
+from ..reference.modulated_conv2d import coefficients
 from ..reference.modulated_conv2d import modulated_conv2d as reference_modulated_conv2d
+from ..reference.upfirdn2d import filter_size
 from ..weight_gradients import skippable
-from .conv2d_resample import check_resampled_size, conv2d_epilogue
+from .conv2d_resample import check_resampled_size, run_plan
 from .upfirdn2d import _parse_padding, check_filter, check_image
 
 
@@ -30,6 +33,7 @@ def modulated_conv2d(
     fused_modconv: bool = True,
     *,
     input_gain: float | torch.Tensor | None = None,  # [], [I] or [N, I]
+    noise_strength: torch.Tensor | None = None,  # []
     bias: torch.Tensor | None = None,  # [O]
     act: str = "linear",
     alpha: float | None = None,
@@ -37,7 +41,7 @@ def modulated_conv2d(
     clamp: float | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """y[n,o] = d[n,o] * sum over i of conv2d_resample(styles[n,i] * x[n,i], weight[o,i]) + noise
+    """y[n,o] = d[n,o] * sum over i of conv2d_resample(styles[n,i] * x[n,i], weight[o,i]) + noise_strength * noise
 
         d[n,o] = (sum over i, ky, kx of (weight[o,i,ky,kx] * styles[n,i])^2 + 1e-8)^-1/2
 
@@ -55,14 +59,16 @@ def modulated_conv2d(
             float32 at least, the convolution in x's dtype.
         noise: anything that broadcasts to y, such as `[N, 1, H', W']` or `[H', W']`, or None.
         up, down, padding, resample_filter, flip_weight: as in `conv2d_resample`.
-        fused_modconv: True makes one weight per sample and convolves them in one grouped
-            convolution; False scales x before and y after one shared convolution. Equal up to
-            rounding.
+        fused_modconv: False forbids the reference backend to make one weight per sample and to
+            convolve them in one grouped convolution, which it does where the weights are smaller
+            than the images; otherwise it scales x before and y after one shared convolution. The
+            forms are equal up to rounding. The kernels need neither.
         input_gain: number, `[]`, `[I]` or `[N, I]`; see above.
         bias: `[O]` or None; act, alpha, gain, clamp: as in `bias_act`.
-        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. The convolution is
-            PyTorch's on all of them so far; demodulation, noise, bias and activation are one pass
-            on the choice, for up > 1 the same as the FIR filter's.
+        noise_strength: `[]` or None, multiplies the noise.
+        backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. Convolutions that a
+            backend has no faster kernel for are PyTorch's; scales, noise, bias and activation are
+            one pass, for up > 1 the same as the FIR filter's.
 
     Returns:
         `[N, O, H', W']`, dtype and memory format (NCHW or channels_last) of x.
@@ -71,9 +77,10 @@ def modulated_conv2d(
     max|styles[n]| before anything else, against overflow; both cancel. A row of zeros stays zero,
     in all forms and dtypes.
 
-    Gradients: any order with respect to x, weight, styles, noise and input_gain (what bias_act
-    supports, if it follows); none with respect to resample_filter. `no_weight_gradients()` skips
-    those of weight.
+    Gradients: any order with respect to x, weight, styles, noise, noise_strength, bias and
+    input_gain (second order where act is curved, as in `bias_act`); none with respect to
+    resample_filter. `no_weight_gradients()` skips those of weight. A first-order backward pass
+    keeps x, y, weight, styles and two bits an element.
 
     Autocast: the convolution runs in, and y has, the autocast dtype, as `conv2d`'s; d stays
     float32.
@@ -105,6 +112,10 @@ def modulated_conv2d(
         _check_broadcastable("input_gain", input_gain, x, tuple(x.shape[:2]))
     elif input_gain is not None:
         check_number("input_gain", input_gain)
+    if noise_strength is not None:
+        _check_operand("noise_strength", noise_strength, x, ())
+        if noise is None:
+            raise ValueError("noise_strength needs noise, got noise=None")
     if bias is not None:
         _check_operand("bias", bias, x, (weight.shape[0],))
 
@@ -112,27 +123,40 @@ def modulated_conv2d(
     gain = None if gain is None else check_number("gain", gain)
     clamp = None if clamp is None else check_number("clamp", clamp, minimum=0)
 
-    select("modulated_conv2d", x, backend)
-    return reference_modulated_conv2d(
-        x,
-        skippable(weight),
-        styles,
-        noise,
-        up,
-        down,
-        padding,
-        resample_filter,
-        demodulate,
-        flip_weight,
-        fused_modconv,
-        input_gain=input_gain,
-        bias=bias,
-        act=activation(act).name,
-        alpha=alpha,
-        gain=gain,
-        clamp=clamp,
-        conv2d_epilogue=partial(conv2d_epilogue, backend=backend),
-    )
+    act = activation(act).name
+    name = select("modulated_conv2d", x, backend)
+    weight = skippable(weight)
+    if name == "reference":
+        return reference_modulated_conv2d(
+            x,
+            weight,
+            styles,
+            noise,
+            up,
+            down,
+            padding,
+            resample_filter,
+            demodulate,
+            flip_weight,
+            fused_modconv and _weights_are_smaller(weight, x),
+            input_gain=input_gain,
+            noise_strength=noise_strength,
+            bias=bias,
+            act=act,
+            alpha=alpha,
+            gain=gain,
+            clamp=clamp,
+        )
+    weight, before, after = coefficients(x, weight, styles, demodulate, input_gain)
+    end = Epilogue(after, noise, bias, act, alpha, gain, clamp, noise_strength)
+    kernel_size = (weight.shape[3], weight.shape[2])
+    steps = plan(kernel_size, filter_size(resample_filter), up, down, padding, flip_weight)
+    return run_plan(x, weight, resample_filter, steps, end, name, pre=before)
+
+
+def _weights_are_smaller(weight: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether one weight per sample is less to write than a scaled image."""
+    return weight.numel() < x.shape[1:].numel()
 
 
 def _check_operand(name: str, t: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...]) -> None:

@@ -54,12 +54,21 @@ class Epilogue(NamedTuple):
     alpha: float | None = None
     gain: float | None = None
     clamp: float | None = None
+    strength: torch.Tensor | None = None  # [], of the noise
+
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing."""
+        operands = (self.scale, self.noise, self.b, self.clamp)
+        linear = self.act == "linear" and self.gain in (None, 1)
+        return linear and all(part is None for part in operands)
 
 
 def epilogue(x: torch.Tensor, end: Epilogue) -> torch.Tensor:
-    """y = bias_act(scale[n,c] * x + noise, b, act, alpha, gain, clamp), `[N, C, H, W]` and dtype of
-    x."""
-    noise = None if end.noise is None else end.noise.to(x.dtype)
+    """y = bias_act(scale[n,c] * x + strength * noise, b, act, alpha, gain, clamp), `[N, C, H, W]`
+    and dtype of x."""
+    noise = end.noise if end.strength is None else end.noise * end.strength
+    noise = None if noise is None else noise.to(x.dtype)
     if end.scale is not None:
         scale = end.scale.to(x.dtype)[:, :, None, None]
         x = x * scale if noise is None else torch.addcmul(noise, x, scale)

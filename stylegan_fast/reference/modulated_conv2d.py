@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -12,7 +13,7 @@ from .conv2d_resample import conv2d_resample
 from .upfirdn2d import memory_format_of, without_autocast
 
 
-def _conv_dtype(x: torch.Tensor) -> torch.dtype:
+def convolution_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype in which a convolution of x runs."""
     if x.dtype == torch.float64 or not autocast_enabled(x):
         return x.dtype
@@ -35,19 +36,42 @@ def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     return (styles.square() @ energy.t() + 1e-8).rsqrt()
 
 
-def conv2d_epilogue(
-    x: torch.Tensor,  # [N, I, H, W]
-    w: torch.Tensor,  # [O, I, kh, kw] or [N, O, I, kh, kw]
-    f: torch.Tensor | None,
-    up: int,
-    down: int,
-    padding: int | Sequence[int],
-    flip_weight: bool,
-    end: Epilogue,
-) -> torch.Tensor:
-    """conv2d_resample, then `epilogue(y, end)`."""
-    y = conv2d_resample(x, w, f, up, down, padding, flip_weight=flip_weight)
-    return epilogue(y, end)
+class Coefficients(NamedTuple):
+    """What surrounds the convolution, after all normalisations: float32 at least."""
+
+    weight: torch.Tensor  # [O, I, kh, kw]
+    before: torch.Tensor  # [N, I], scales x
+    after: torch.Tensor | None  # [N, O], scales y
+
+
+def coefficients(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    styles: torch.Tensor,
+    demodulate: bool,
+    input_gain: float | torch.Tensor | None,
+) -> Coefficients:
+    """See `stylegan_fast.ops.modulated_conv2d`; x matters for its dtype only."""
+    dtype = torch.promote_types(torch.promote_types(weight.dtype, styles.dtype), torch.float32)
+    weight, before, after = weight.to(dtype), styles.to(dtype), None
+    guarded = input_gain is None and convolution_dtype(x) == torch.float16
+    if demodulate:
+        with without_autocast(x):
+            if input_gain is not None:
+                weight = _divided_by_rms(weight, [1, 2, 3])
+                before = _divided_by_rms(before, [0, 1])
+            elif guarded:
+                # Against overflow. These factors cancel in the result, so they are constants.
+                fan_in = weight[0].numel()
+                largest = weight.detach().abs().amax([1, 2, 3], keepdim=True)
+                weight = _divided(weight, largest * fan_in**0.5)
+                before = _divided(before, before.detach().abs().amax(1, keepdim=True))
+            after = demodulation(weight, before)
+    if isinstance(input_gain, torch.Tensor):
+        input_gain = input_gain.to(dtype)
+    if input_gain is not None:
+        before = before * input_gain
+    return Coefficients(weight, before, after)
 
 
 def modulated_conv2d(
@@ -64,42 +88,22 @@ def modulated_conv2d(
     fused_modconv: bool = True,
     *,
     input_gain: float | torch.Tensor | None = None,  # [], [I] or [N, I]
+    noise_strength: torch.Tensor | None = None,  # []
     bias: torch.Tensor | None = None,  # [O]
     act: str = "linear",
     alpha: float | None = None,
     gain: float | None = None,
     clamp: float | None = None,
-    conv2d_epilogue: Callable[..., torch.Tensor] = conv2d_epilogue,
 ) -> torch.Tensor:
-    """See `stylegan_fast.ops.modulated_conv2d`. conv2d_epilogue runs all but the coefficients."""
-    # The statistics: float32 at least, also under autocast.
-    dtype = torch.promote_types(torch.promote_types(weight.dtype, styles.dtype), torch.float32)
-    scaled_weight, before, after = weight.to(dtype), styles.to(dtype), None
-    guarded = input_gain is None and _conv_dtype(x) == torch.float16
-    if demodulate:
-        with without_autocast(x):
-            if input_gain is not None:
-                scaled_weight = _divided_by_rms(scaled_weight, [1, 2, 3])
-                before = _divided_by_rms(before, [0, 1])
-            elif guarded:
-                # Against overflow. These factors cancel in the result, so they are constants.
-                fan_in = weight[0].numel()
-                largest = scaled_weight.detach().abs().amax([1, 2, 3], keepdim=True)
-                scaled_weight = _divided(scaled_weight, largest * fan_in**0.5)
-                before = _divided(before, before.detach().abs().amax(1, keepdim=True))
-            after = demodulation(scaled_weight, before)
-    if isinstance(input_gain, torch.Tensor):
-        input_gain = input_gain.to(dtype)
-    if input_gain is not None:
-        before = before * input_gain
-
+    """See `stylegan_fast.ops.modulated_conv2d`."""
+    weight, before, after = coefficients(x, weight, styles, demodulate, input_gain)
     if fused_modconv and x.shape[0] > 0:
         scale = before[:, None] if after is None else before[:, None] * after[:, :, None]
-        kernels = (scaled_weight * scale[..., None, None]).to(x.dtype)  # [N, O, I, kh, kw]
-        x_scaled, after = x, None
+        kernels = (weight * scale[..., None, None]).to(x.dtype)  # [N, O, I, kh, kw]
+        scaled, after = x, None
     else:
-        kernels = scaled_weight.to(x.dtype)
-        x_scaled = x * before.to(x.dtype)[:, :, None, None]
-    end = Epilogue(after, noise, bias, act, alpha, gain, clamp)
-    y = conv2d_epilogue(x_scaled, kernels, resample_filter, up, down, padding, flip_weight, end)
-    return y.contiguous(memory_format=memory_format_of(x))
+        kernels = weight.to(x.dtype)
+        scaled = x * before.to(x.dtype)[:, :, None, None]
+    y = conv2d_resample(scaled, kernels, resample_filter, up, down, padding, 1, flip_weight)
+    end = Epilogue(after, noise, bias, act, alpha, gain, clamp, noise_strength)
+    return epilogue(y, end).contiguous(memory_format=memory_format_of(x))

@@ -77,7 +77,7 @@ def without_autocast(x: torch.Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False) if autocast_enabled(x) else nullcontext()
 
 
-def _pad_or_crop(x: torch.Tensor, left: int, right: int, top: int, bottom: int) -> torch.Tensor:
+def pad_or_crop(x: torch.Tensor, left: int, right: int, top: int, bottom: int) -> torch.Tensor:
     # Zeros first: a crop may reach beyond the image into the padding of the other side.
     if max(left, right, top, bottom) > 0:
         x = F.pad(x, [max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)])
@@ -114,7 +114,7 @@ def resampled_conv2d(
         w = w.flip((2, 3)) if flip else w
         if x0 == x1 >= 0 and y0 == y1 >= 0:
             return F.conv2d(x, w, stride=(dy, dx), padding=(y0, x0), groups=groups)
-        return F.conv2d(_pad_or_crop(x, *padding), w, stride=(dy, dx), groups=groups)
+        return F.conv2d(pad_or_crop(x, *padding), w, stride=(dy, dx), groups=groups)
 
     # A transposed convolution skips the stuffed zeros. It gives the full convolution, the
     # (W - 1) ux + kw samples from kw - 1 before the image on; padding says which are wanted.
@@ -124,7 +124,7 @@ def resampled_conv2d(
     left, right, top, bottom = x0 - kw + 1, x1 - kw + ux, y0 - kh + 1, y1 - kh + uy
     crop_x, crop_y = max(0, min(-left, -right)), max(0, min(-top, -bottom))
     y = F.conv_transpose2d(x, w, stride=(uy, ux), padding=(crop_y, crop_x), groups=groups)
-    y = _pad_or_crop(y, left + crop_x, right + crop_x, top + crop_y, bottom + crop_y)
+    y = pad_or_crop(y, left + crop_x, right + crop_x, top + crop_y, bottom + crop_y)
     return _decimate(y, down)
 
 
@@ -145,7 +145,7 @@ def upfirdn2d(
     if f is None:
         n, c, h, w = x.shape
         y = F.pad(x.reshape(n, c, h, 1, w, 1), [0, ux - 1, 0, 0, 0, uy - 1])
-        y = _pad_or_crop(y.reshape(n, c, h * uy, w * ux), x0, x1, y0, y1)
+        y = pad_or_crop(y.reshape(n, c, h * uy, w * ux), x0, x1, y0, y1)
         y = _decimate(y, (dx, dy)) * gain
     else:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,106 @@
+"""Who runs a convolution of a kernel backend: its own kernel, or PyTorch's convolution.
+
+A backend says what its kernel cannot do (`conv2d_refusal`) and, by a cost model, where it is faster
+(`conv2d_preferred`). A table measured on this machine, written by `python -m stylegan_fast bench
+--tune`, overrides the model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from .. import _store
+from .geometry import Fir
+
+FILE = "convolutions.json"
+KERNEL, PYTORCH = "kernel", "pytorch"
+FORWARD, WEIGHT_GRADIENT = "forward", "weight gradient"
+
+_forced: str | None = None
+
+
+class ConvClass(NamedTuple):
+    """What the time of a convolution depends on."""
+
+    direction: str
+    dtype: torch.dtype
+    channels_last: bool
+    samples: int
+    in_channels: int
+    out_channels: int
+    height: int  # of the input
+    width: int
+    kernel_x: int
+    kernel_y: int
+    up: int
+    down: int
+
+    @classmethod
+    def of(
+        cls,
+        direction: str,
+        x: torch.Tensor,  # dense
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        conv: Fir,
+    ) -> ConvClass:
+        n, channels, height, width = x.shape
+        nhwc = not x.is_contiguous()
+        image = (n, channels, out_channels, height, width)
+        return cls(direction, x.dtype, nhwc, *image, *kernel_size, conv.up_x, conv.down_x)
+
+    def key(self, backend: str) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        layout = "nhwc" if self.channels_last else "nchw"
+        image = f"{self.samples}x{self.in_channels}x{self.height}x{self.width}"
+        kernel = f"{self.out_channels}x{self.kernel_y}x{self.kernel_x}"
+        factors = f"up {self.up} down {self.down}"
+        return f"{backend} {self.direction} {dtype} {layout} {image} {kernel} {factors}"
+
+
+def own_kernel(name: str, backend: ModuleType, call: ConvClass, device: torch.device) -> bool:
+    """Whether the backend's own kernel runs the call."""
+    if backend.conv2d_refusal(call) is not None:
+        return False
+    if _forced is not None:
+        return _forced == KERNEL
+    measured = table(device).get(call.key(name))
+    return backend.conv2d_preferred(call) if measured is None else measured == KERNEL
+
+
+@contextmanager
+def forced(runner: str) -> Iterator[None]:
+    """Inside, every convolution that a kernel does not refuse runs on it, or on PyTorch's."""
+    global _forced
+    previous, _forced = _forced, runner
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+@functools.cache
+def table(device: torch.device) -> dict[str, str]:
+    """The measured choices for this device."""
+    return _store.read(FILE, machine(device))
+
+
+def remember(device: torch.device, measured: dict[str, str]) -> bool:
+    """Adds measured choices, also for later processes; False where they cannot be written."""
+    table(device).update(measured)
+    return _store.add(FILE, machine(device), measured)
+
+
+@functools.cache
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{_store.processor()}, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
