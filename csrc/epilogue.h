@@ -42,7 +42,7 @@ struct Epilogue {
   const void* bias = nullptr;
 };
 
-// The three maps. `sum`, where not null, receives the sum of d(v) over all but the channels, in the
+// The four maps. `sum`, where not null, receives the sum of d(v) over all but the channels, in the
 // same pass and in an order that does not depend on chance.
 //
 //   forward   y = clamp(gain * act(v)); mask may be null.
@@ -51,24 +51,38 @@ struct Epilogue {
 //             Where the factor is 0 the result is 0, also for a dy that is not finite.
 //   curved    order 1: d(v) = dy * gain * act'(v), order 2: d(v) = dy * h * gain * act''(v), both 0
 //             where |gain * act(v)| > clamp; dx = scale * d(v). For curved activations, from x.
+//   backward  `masked` with what else the gradients of a layer need, from its output y and not from
+//             x: the sums over the pixels of each sample
+//                 moments[0][n][c] = sum of d(v)
+//                 moments[1][n][c] = sum of dy * y, which is d(v) * v; 0 where the factor is 0
+//                 moments[2][n][c] = sum of d(v) * noise, without the strength
+//             moments is [3, samples, channels] of the accumulation type, summed like `sum`, or
+//             null; row 1 is not written where y is null, row 2 where the noise is. dx may be null,
+//             or dy itself. NCHW and NHWC only; strength and bias are not read.
 namespace cpu {
 void epilogue_forward(const Epilogue&, const void* x, void* y, uint8_t* mask, int threads);
 void epilogue_masked(const Epilogue&, double negative_slope, const void* dy, const uint8_t* mask,
                      void* dx, void* sum, int threads);
 void epilogue_curved(const Epilogue&, int order, const void* x, const void* dy, const void* h,
                      void* dx, void* sum, int threads);
+void epilogue_backward(const Epilogue&, double negative_slope, const void* dy, const void* y,
+                       const uint8_t* mask, void* dx, void* moments, int threads);
 }  // namespace cpu
 
 // `workspace` holds the partial sums of the first stage: epilogue_workspace() elements of the
-// accumulation type; the second stage writes `sum`. It may be null where sum is null.
+// accumulation type, epilogue_moments_workspace() for the moments; the second stage writes `sum` or
+// `moments`. It may be null where they are null.
 // float64 is not supported. Errors are std::runtime_error / std::invalid_argument.
 namespace cuda {
 int64_t epilogue_workspace(const Epilogue&);
+int64_t epilogue_moments_workspace(const Epilogue&);
 void epilogue_forward(const Epilogue&, const void* x, void* y, uint8_t* mask, void* stream);
 void epilogue_masked(const Epilogue&, double negative_slope, const void* dy, const uint8_t* mask,
                      void* dx, void* sum, void* workspace, void* stream);
 void epilogue_curved(const Epilogue&, int order, const void* x, const void* dy, const void* h,
                      void* dx, void* sum, void* workspace, void* stream);
+void epilogue_backward(const Epilogue&, double negative_slope, const void* dy, const void* y,
+                       const uint8_t* mask, void* dx, void* moments, void* workspace, void* stream);
 }  // namespace cuda
 
 }  // namespace stylegan_fast

@@ -98,6 +98,15 @@ PYBIND11_MODULE(_C, m) {
       },
       without_gil);
   m.def(
+      "cpu_epilogue_backward",
+      [](const Epilogue& e, double negative_slope, uintptr_t dy, uintptr_t y, uintptr_t mask,
+         uintptr_t dx, uintptr_t moments, int threads) {
+        cpu::epilogue_backward(e, negative_slope, pointer<void>(dy), pointer<void>(y),
+                               pointer<uint8_t>(mask), pointer<void>(dx), pointer<void>(moments),
+                               threads);
+      },
+      without_gil);
+  m.def(
       "cpu_upfirdn2d_forward",
       [](const Upfirdn2d& p, const Epilogue* e, uintptr_t x, uintptr_t add, uintptr_t y,
          uintptr_t mask, int threads) {

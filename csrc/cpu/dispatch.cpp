@@ -14,15 +14,16 @@ struct Level {
   decltype(&baseline::epilogue_forward) epilogue_forward;
   decltype(&baseline::epilogue_masked) epilogue_masked;
   decltype(&baseline::epilogue_curved) epilogue_curved;
+  decltype(&baseline::epilogue_backward) epilogue_backward;
   decltype(&baseline::upfirdn2d_forward) upfirdn2d_forward;
   decltype(&baseline::upfirdn2d_masked) upfirdn2d_masked;
   decltype(&baseline::conv2d_forward) conv2d_forward;
 };
 
-#define STYLEGAN_FAST_LEVEL(level, supported)                                \
-  {#level, supported, level::epilogue_forward, level::epilogue_masked,       \
-   level::epilogue_curved, level::upfirdn2d_forward, level::upfirdn2d_masked, \
-   level::conv2d_forward}
+#define STYLEGAN_FAST_LEVEL(level, supported)                          \
+  {#level, supported, level::epilogue_forward, level::epilogue_masked, \
+   level::epilogue_curved, level::epilogue_backward,                   \
+   level::upfirdn2d_forward, level::upfirdn2d_masked, level::conv2d_forward}
 
 // Widest first.
 const Level kLevels[] = {
@@ -112,6 +113,11 @@ void epilogue_masked(const Epilogue& e, double negative_slope, const void* dy, c
 void epilogue_curved(const Epilogue& e, int order, const void* x, const void* dy, const void* h,
                      void* dx, void* sum, int threads) {
   current->epilogue_curved(e, order, x, dy, h, dx, sum, threads);
+}
+
+void epilogue_backward(const Epilogue& e, double negative_slope, const void* dy, const void* y,
+                       const uint8_t* mask, void* dx, void* moments, int threads) {
+  current->epilogue_backward(e, negative_slope, dy, y, mask, dx, moments, threads);
 }
 
 void upfirdn2d_forward(const Upfirdn2d& p, const Epilogue* epilogue, const void* x, const void* add,

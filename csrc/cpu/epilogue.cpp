@@ -34,9 +34,10 @@ class Operands {
   using V = typename Compute<T>::Vector;
   using A = typename V::Scalar;
 
-  explicit Operands(const Epilogue& e)
+  explicit Operands(const Epilogue& e, bool sums_by_sample = false)
       : affine(e.scale || e.noise),
-        geometry(walked(e)),
+        sums_by_sample(sums_by_sample),
+        geometry(walked(e, sums_by_sample)),
         bias_(geometry.channels + kGroup),
         scale(static_cast<const A*>(e.scale)),
         noise(static_cast<const A*>(e.noise)),
@@ -54,7 +55,7 @@ class Operands {
 
   const A* bias() const { return bias_.get(); }
 
-  const bool affine;
+  const bool affine, sums_by_sample;
   const Geometry geometry;
 
  private:
@@ -68,11 +69,11 @@ class Operands {
  private:
   // Short planes and rows: the bias repeats, and a multiple of its period is a long row of whole
   // groups. The last such row may be cut short by the end of the buffer.
-  static Geometry walked(const Epilogue& e) {
+  static Geometry walked(const Epilogue& e, bool sums_by_sample) {
     const Geometry& g = e.geometry;
     const int64_t period = g.channels * g.inner;
-    if (e.scale || e.noise || g.inner >= kLongRun || (g.inner == 1 && g.channels >= kLongRun &&
-                                                      g.channels % kGroup == 0)) {
+    if (e.scale || e.noise || sums_by_sample || g.inner >= kLongRun ||
+        (g.inner == 1 && g.channels >= kLongRun && g.channels % kGroup == 0)) {
       return g;
     }
     int64_t pattern = period / greatest_common_divisor(period, kGroup) * kGroup;
@@ -87,8 +88,9 @@ template <class A>
 struct Run {
   int64_t first, groups;  // in groups
   Coefficients<A> coefficients;
-  int64_t channel;       // of the first element; -1: see lanes
-  const int64_t* lanes;  // channel of each lane
+  int64_t channel;       // of the first element
+  int64_t sums;          // number of the sum of channel 0: other than 0 where each sample has its own
+  const int64_t* lanes;  // null, or the number of the sum of each lane
 };
 
 // Calls body(run) for runs that cover the groups [begin, end) of a buffer of `numel` elements.
@@ -101,6 +103,8 @@ void for_each_run(const Operands<T>& o, int64_t numel, int64_t begin, int64_t en
   const auto fill = [](A* out, A value) {
     for (int lane = 0; lane < kGroup; ++lane) out[lane] = value;
   };
+  const bool per_sample = o.affine || o.sums_by_sample;
+  const int64_t sample_sums = o.sums_by_sample ? g.channels : 0;
 
   int64_t group = begin;
   int64_t i = begin * kGroup;
@@ -113,15 +117,16 @@ void for_each_run(const Operands<T>& o, int64_t numel, int64_t begin, int64_t en
     int64_t advance = groups * kGroup;
     if (groups > 0) {
       Coefficients<A> c{scale, bias, noise, 0, 0, 0};
+      int64_t sample = 0;
       if (g.inner == 1) {
         c.bias = o.bias() + channel;
         c.bias_step = kGroup;
       } else {
         fill(bias, o.bias()[channel]);
       }
-      if (o.affine) {
+      if (per_sample) {
         const int64_t pixel = outer * g.inner + inner;
-        const int64_t sample = pixel / g.pixels;
+        sample = pixel / g.pixels;
         const int64_t at = pixel % g.pixels + sample * o.noise_stride;
         const A* scale_here = o.scale ? o.scale + sample * g.channels + channel : nullptr;
         if (g.inner == 1 && scale_here) {
@@ -137,16 +142,16 @@ void for_each_run(const Operands<T>& o, int64_t numel, int64_t begin, int64_t en
           fill(noise, o.noise ? o.noise[at] : A(0));
         }
       }
-      body(Run<A>{group, groups, c, channel, nullptr});
+      body(Run<A>{group, groups, c, channel, sample * sample_sums, nullptr});
     } else {
       advance = smaller(kGroup, numel - i);
       int64_t lane_inner = inner, lane_channel = channel, lane_outer = outer;
       for (int lane = 0; lane < kGroup; ++lane) {
-        lanes[lane] = lane_channel;
+        const int64_t pixel = lane_outer * g.inner + lane_inner;
+        const int64_t sample = per_sample && lane < advance ? pixel / g.pixels : 0;
+        lanes[lane] = lane < advance ? sample * sample_sums + lane_channel : lanes[0];
         bias[lane] = lane < advance ? o.bias()[lane_channel] : A(0);
         if (o.affine) {
-          const int64_t pixel = lane_outer * g.inner + lane_inner;
-          const int64_t sample = lane < advance ? pixel / g.pixels : 0;
           scale[lane] = o.scale ? o.scale[sample * g.channels + lane_channel] : A(1);
           noise[lane] = o.noise && lane < advance
                             ? o.noise[pixel % g.pixels + sample * o.noise_stride]
@@ -157,7 +162,7 @@ void for_each_run(const Operands<T>& o, int64_t numel, int64_t begin, int64_t en
           if (++lane_channel == g.channels) lane_channel = 0, ++lane_outer;
         }
       }
-      body(Run<A>{group, 1, {scale, bias, noise, 0, 0, 0}, -1, lanes});
+      body(Run<A>{group, 1, {scale, bias, noise, 0, 0, 0}, channel, lanes[0] - channel, lanes});
     }
     group += (advance + kGroup - 1) / kGroup;
     i += advance;
@@ -177,75 +182,137 @@ int useful_threads(int64_t groups, int threads) {
   return static_cast<int>(smaller(larger(threads, 1), larger(1, groups / kGroupsPerThread)));
 }
 
+// First group of a thread's share.
+int64_t share(int64_t groups, int used, int thread) { return groups * thread / used; }
+
 template <class Body>
 void parallel(int64_t groups, int threads, Body&& body) {
   const int used = useful_threads(groups, threads);
-  const auto share = [&](int thread) { return groups * thread / used; };
 #pragma omp parallel for num_threads(used) schedule(static, 1) if (used > 1)
-  for (int thread = 0; thread < used; ++thread) body(thread, share(thread), share(thread + 1));
+  for (int thread = 0; thread < used; ++thread)
+    body(thread, share(groups, used, thread), share(groups, used, thread + 1));
 }
 
-// Sums over all but the channels, one accumulator of doubles a thread, added up in thread order.
-template <class T>
-class ChannelSums {
+// What a map adds up at each element, d(v) first.
+template <class V, int kSums>
+struct Terms {
+  V of[kSums];
+};
+
+// Sums of kSums terms over all but the channels, or over the pixels of each sample. A thread adds to
+// doubles of its own, which are added up in thread order.
+template <class T, int kSums>
+class Sums {
  public:
   using V = typename Operands<T>::V;
   using A = typename V::Scalar;
 
-  ChannelSums(const Geometry& walked, int threads)
-      : channels_(walked.channels), totals_(threads * walked.channels),
-        row_(walked.inner == 1 ? threads * (walked.channels + kGroup) : 0) {}
+  // Sums come in blocks, each of a stretch of elements: all channels of the tensor or, of NHWC, of a
+  // sample; one plane of NCHW. Only the first block of a thread's share can be another's last.
+  Sums(const Operands<T>& o, int64_t numel, int threads)
+      : by_sample_(o.sums_by_sample),
+        channels_(o.geometry.channels),
+        numel_(numel),
+        threads_(threads),
+        stretch_(larger(1, !by_sample_              ? numel
+                           : o.geometry.inner == 1 ? o.geometry.pixels * channels_
+                                                   : o.geometry.inner)),
+        block_(by_sample_ && o.geometry.inner > 1 ? 1 : channels_),
+        count_(by_sample_ ? o.geometry.samples() * channels_ : channels_),
+        slots_(count_ + threads * block_),
+        totals_(threads ? kSums * slots_ : 0),
+        row_(o.geometry.inner == 1 ? threads * kSums * row_size() : 0) {}
 
-  double* totals(int thread) const { return totals_.get() + thread * channels_; }
-  A* row(int thread) const { return row_.get() + thread * (channels_ + kGroup); }
+  double* totals(int thread, int term) const {
+    return totals_.get() + term * slots_ + thread * block_;
+  }
+  A* row(int thread, int term) const { return row_.get() + (thread * kSums + term) * row_size(); }
 
-  void flush_row(int thread) const {
-    A* row_sums = row(thread);
-    double* sums = totals(thread);
-    for (int64_t c = 0; c < channels_; ++c) sums[c] += row_sums[c], row_sums[c] = 0;
+  // `sums` is the number of the sum of channel 0.
+  void flush_row(int thread, int64_t sums) const {
+    for (int term = 0; term < kSums; ++term) {
+      A* row_sums = row(thread, term);
+      double* to = totals(thread, term) + sums;
+      for (int64_t c = 0; c < channels_; ++c) to[c] += row_sums[c], row_sums[c] = 0;
+    }
   }
 
-  void write(const Geometry& original, int threads, void* out) const {
-    Buffer<double> folded(original.channels);
-    for (int thread = 0; thread < threads; ++thread)
-      for_each_pattern_channel(original, channels_, [&](int64_t i, int64_t c) {
-        folded[c] += totals(thread)[i];
-      });
-    for (int64_t c = 0; c < original.channels; ++c) static_cast<A*>(out)[c] = static_cast<A>(folded[c]);
+  void write(const Geometry& original, A* const (&out)[kSums]) const {
+    Buffer<double> sums(count_), folded(original.channels);
+    const int64_t groups = (numel_ + kGroup - 1) / kGroup;
+    for (int term = 0; term < kSums; ++term) {
+      if (!out[term]) continue;
+      for (int64_t i = 0; i < count_; ++i) sums[i] = 0;
+      for (int thread = 0; thread < threads_; ++thread) {
+        const int64_t begin = share(groups, threads_, thread) * kGroup;
+        const int64_t end = smaller(numel_, share(groups, threads_, thread + 1) * kGroup);
+        const int64_t last = (end + stretch_ - 1) / stretch_ * block_;
+        for (int64_t i = begin / stretch_ * block_; i < last; ++i)
+          sums[i] += totals(thread, term)[i];
+      }
+      if (by_sample_) {
+        for (int64_t i = 0; i < count_; ++i) out[term][i] = static_cast<A>(sums[i]);
+        continue;
+      }
+      for (int64_t c = 0; c < original.channels; ++c) folded[c] = 0;
+      for_each_pattern_channel(original, channels_,
+                               [&](int64_t i, int64_t c) { folded[c] += sums[i]; });
+      for (int64_t c = 0; c < original.channels; ++c) out[term][c] = static_cast<A>(folded[c]);
+    }
   }
 
  private:
-  int64_t channels_;
+  int64_t row_size() const { return channels_ + kGroup; }
+
+  bool by_sample_;
+  int64_t channels_, numel_;
+  int threads_;
+  int64_t stretch_, block_, count_, slots_;
   Buffer<double> totals_;
   Buffer<A> row_;
 };
 
-// Runs step(at, operands of the run at this offset) -> V for each vector and adds the results up.
-template <class T, class Step>
-void sum_run(const ChannelSums<T>& sums, int thread, const Run<typename Operands<T>::A>& run,
+// Runs step(at, operands of the run at this offset) -> Terms for each vector and adds them up.
+template <class T, int kSums, class Step>
+void sum_run(const Sums<T, kSums>& sums, int thread, const Run<typename Operands<T>::A>& run,
              bool rows, Step&& step) {
   using V = typename Operands<T>::V;
   using A = typename V::Scalar;
   if (run.lanes) {
-    alignas(64) A values[kGroup];
-    for (int lane = 0; lane < kGroup; lane += V::lanes) step(0, lane).store(values + lane);
-    for (int lane = 0; lane < kGroup; ++lane) sums.totals(thread)[run.lanes[lane]] += values[lane];
+    alignas(64) A values[kSums][kGroup];
+    for (int lane = 0; lane < kGroup; lane += V::lanes) {
+      const Terms<V, kSums> terms = step(0, lane);
+      for (int term = 0; term < kSums; ++term) terms.of[term].store(values[term] + lane);
+    }
+    for (int term = 0; term < kSums; ++term)
+      for (int lane = 0; lane < kGroup; ++lane)
+        sums.totals(thread, term)[run.lanes[lane]] += values[term][lane];
   } else if (rows) {
-    A* row = sums.row(thread) + run.channel;
+    A* row[kSums];
+    for (int term = 0; term < kSums; ++term) row[term] = sums.row(thread, term) + run.channel;
     for (int64_t k = 0; k < run.groups; ++k)
       for (int lane = 0; lane < kGroup; lane += V::lanes) {
-        A* at = row + k * kGroup + lane;
-        (V::load(at) + step(k, lane)).store(at);
+        const Terms<V, kSums> terms = step(k, lane);
+        for (int term = 0; term < kSums; ++term) {
+          A* at = row[term] + k * kGroup + lane;
+          (V::load(at) + terms.of[term]).store(at);
+        }
       }
   } else {
-    V total[kGroup / V::lanes];
-    for (V& part : total) part = V(0.0);
+    V total[kSums][kGroup / V::lanes];
+    for (auto& parts : total)
+      for (V& part : parts) part = V(0.0);
     for (int64_t k = 0; k < run.groups; ++k)
       for (int lane = 0; lane < kGroup; lane += V::lanes) {
-        V& part = total[lane / V::lanes];
-        part = part + step(k, lane);
+        const Terms<V, kSums> terms = step(k, lane);
+        for (int term = 0; term < kSums; ++term) {
+          V& part = total[term][lane / V::lanes];
+          part = part + terms.of[term];
+        }
       }
-    for (const V& part : total) sums.totals(thread)[run.channel] += part.sum();
+    for (int term = 0; term < kSums; ++term)
+      for (const V& part : total[term])
+        sums.totals(thread, term)[run.sums + run.channel] += part.sum();
   }
 }
 
@@ -284,66 +351,83 @@ void forward(const Epilogue& e, const T* x, T* y, uint8_t* mask, int threads) {
   });
 }
 
-// What both backward maps share: dx = scale d(v) and the channel sums. derivative(operands, run, in,
-// units, k, lane) returns d(v) of one vector; `in` and `units` point to the run's first group.
-template <class T, int kInputs, class Derivative>
-void backward(const Epilogue& e, const T* const (&inputs)[kInputs], const uint8_t* mask, T* dx,
-              void* sum, int threads, Derivative&& derivative) {
+// What the backward maps share: dx = scale d(v) and the sums, into `out` unless all are null.
+// derivative(operands, run, in, units, k, lane) returns the terms of one vector; `in` and `units`
+// point to the run's first group.
+template <class T, int kInputs, int kSums, class Derivative>
+void backward(const Epilogue& e, bool sums_by_sample, const T* const (&inputs)[kInputs],
+              const uint8_t* mask, T* dx, typename Operands<T>::A* const (&out)[kSums], int threads,
+              Derivative&& derivative) {
   using V = typename Operands<T>::V;
-  const Operands<T> operands(e);
+  const Operands<T> operands(e, sums_by_sample);
   const int64_t numel = e.geometry.numel();
   const int64_t groups = (numel + kGroup - 1) / kGroup;
   const bool rows = operands.geometry.inner == 1;
   const int used = useful_threads(groups, threads);
-  const ChannelSums<T> sums(operands.geometry, sum ? used : 0);
+  bool sum = false;
+  for (const auto* sums : out) sum = sum || sums;
+  const Sums<T, kSums> sums(operands, numel, sum ? used : 0);
 
   const auto walk = [&](auto has_scale, int thread, int64_t begin, int64_t end) {
-    int64_t since_flush = 0;
-    const auto apply = [&](auto run, const T* const* in, const uint8_t* units, T* out) {
+    int64_t since_flush = 0, row_sums = 0;
+    const auto apply = [&](auto run, const T* const* in, const uint8_t* units, T* to) {
       // A copy: what is reached through a reference is reloaded after each store.
       const auto local = derivative;
       const auto step = [=, &operands](int64_t k, int lane) {
-        const V dv = local(operands, run, in, units, k, lane);
-        if constexpr (decltype(has_scale)::value) {
-          const auto& c = run.coefficients;
-          store(out + k * kGroup + lane, V::load(c.scale + k * c.scale_step + lane) * dv);
-        } else {
-          store(out + k * kGroup + lane, dv);
+        const Terms<V, kSums> terms = local(operands, run, in, units, k, lane);
+        if (to) {
+          V d = terms.of[0];
+          if constexpr (decltype(has_scale)::value) {
+            const auto& c = run.coefficients;
+            d = V::load(c.scale + k * c.scale_step + lane) * d;
+          }
+          store(to + k * kGroup + lane, d);
         }
-        return dv;
+        return terms;
       };
       if (sum) return sum_run(sums, thread, run, rows, step);
       for (int64_t k = 0; k < run.groups; ++k)
         for (int lane = 0; lane < kGroup; lane += V::lanes) step(k, lane);
     };
     for_each_run(operands, numel, begin, end, [&](const auto& run) {
+      if (sum && rows && (since_flush >= kFlush || run.sums != row_sums)) {
+        if (since_flush) sums.flush_row(thread, row_sums);
+        since_flush = 0;
+        row_sums = run.sums;
+      }
+      since_flush += run.groups;
       const int64_t first = run.first * kGroup;
       const int64_t present = numel - first;
       const T* in[kInputs];
       for (int k = 0; k < kInputs; ++k) in[k] = inputs[k] + first;
       if (present >= kGroup) {
-        apply(run, in, mask + run.first * 4, dx + first);
+        apply(run, in, mask + run.first * 4, dx ? dx + first : nullptr);
       } else {
-        T padded[kInputs][kGroup] = {}, out[kGroup];
+        T padded[kInputs][kGroup] = {}, result[kGroup];
         uint8_t units[4] = {};
         for (int k = 0; k < kInputs; ++k) {
           std::memcpy(padded[k], in[k], present * sizeof(T));
           in[k] = padded[k];
         }
         if (mask) std::memcpy(units, mask + run.first * 4, (present + 7) / 8 * 2);
-        apply(run, in, units, out);
-        std::memcpy(dx + first, out, present * sizeof(T));
+        apply(run, in, units, result);
+        if (dx) std::memcpy(dx + first, result, present * sizeof(T));
       }
-      since_flush += run.groups;
-      if (sum && rows && since_flush >= kFlush) sums.flush_row(thread), since_flush = 0;
     });
-    if (sum && rows) sums.flush_row(thread);
+    if (since_flush && sum && rows) sums.flush_row(thread, row_sums);
   };
   parallel(groups, threads, [&](int thread, int64_t begin, int64_t end) {
     e.scale ? walk(std::true_type(), thread, begin, end)
             : walk(std::false_type(), thread, begin, end);
   });
-  if (sum) sums.write(e.geometry, used, sum);
+  if (sum) sums.write(e.geometry, out);
+}
+
+template <class T, class F>
+void with_masked_derivative(const Epilogue& e, double negative_slope, const uint8_t* mask, F&& f) {
+  using V = typename Operands<T>::V;
+  mask ? f(MaskedDerivative<V, true>(e.gain, negative_slope))
+       : f(MaskedDerivative<V, false>(e.gain, negative_slope));
 }
 
 template <class T>
@@ -351,15 +435,51 @@ void masked(const Epilogue& e, double negative_slope, const T* dy, const uint8_t
             void* sum, int threads) {
   using V = typename Operands<T>::V;
   const T* const inputs[1] = {dy};
-  const auto differentiate = [&](auto masked_derivative) {
+  typename V::Scalar* const out[1] = {static_cast<typename V::Scalar*>(sum)};
+  with_masked_derivative<T>(e, negative_slope, mask, [&](auto dv) {
     const auto derivative = [=](const auto&, const auto&, const T* const* in, const uint8_t* units,
                                 int64_t k, int lane) {
-      return masked_derivative(in[0], units, k, lane);
+      return Terms<V, 1>{{dv(in[0], units, k, lane)}};
     };
-    backward<T>(e, inputs, mask, dx, sum, threads, derivative);
-  };
-  mask ? differentiate(MaskedDerivative<V, true>(e.gain, negative_slope))
-       : differentiate(MaskedDerivative<V, false>(e.gain, negative_slope));
+    backward<T>(e, false, inputs, mask, dx, out, threads, derivative);
+  });
+}
+
+// `masked` with the moments. An output y that is not there is dy, and its sums are not written.
+template <class T>
+void masked_moments(const Epilogue& e, double negative_slope, const T* dy, const T* y,
+                    const uint8_t* mask, T* dx, void* moments, int threads) {
+  using V = typename Operands<T>::V;
+  using A = typename V::Scalar;
+  const T* const inputs[2] = {dy, y ? y : dy};
+  const int64_t count = e.geometry.samples() * e.geometry.channels;
+  A* const row = static_cast<A*>(moments);
+  with_masked_derivative<T>(e, negative_slope, mask, [&](auto masked) {
+    const auto terms = [=](const T* const* in, const uint8_t* units, int64_t k, int lane) {
+      const auto slope = masked.slope(units, k, lane);
+      const V zero(0.0), d = load(in[0] + k * kGroup + lane, V());
+      const V dy_y = d * load(in[1] + k * kGroup + lane, V());
+      return Terms<V, 2>{{where(slope.dropped, zero, slope.factor * d),
+                          where(slope.dropped, zero, dy_y)}};
+    };
+    A* const of_y = row && y ? row + count : nullptr;
+    if (row && e.noise) {
+      A* const out[3] = {row, of_y, row + 2 * count};
+      backward<T>(e, true, inputs, mask, dx, out, threads,
+                  [=](const auto&, const auto& run, const T* const* in, const uint8_t* units,
+                      int64_t k, int lane) {
+                    const Terms<V, 2> two = terms(in, units, k, lane);
+                    const auto& c = run.coefficients;
+                    const V noise = V::load(c.noise + k * c.noise_step + lane);
+                    return Terms<V, 3>{{two.of[0], two.of[1], two.of[0] * noise}};
+                  });
+    } else {
+      A* const out[2] = {row, of_y};
+      backward<T>(e, true, inputs, mask, dx, out, threads,
+                  [=](const auto&, const auto&, const T* const* in, const uint8_t* units, int64_t k,
+                      int lane) { return terms(in, units, k, lane); });
+    }
+  });
 }
 
 template <class T, class Act>
@@ -368,6 +488,7 @@ void curved(const Epilogue& e, int order, const T* x, const T* dy, const T* h, T
   using V = typename Operands<T>::V;
   const V zero(0.0);
   const ForwardConstants<V> constants(e);
+  typename V::Scalar* const out[1] = {static_cast<typename V::Scalar*>(sum)};
   const auto differentiate = [=](auto first_order, const auto& inputs) {
     const auto derivative = [=](const auto& operands, const auto& run, const T* const* in,
                                 const uint8_t*, int64_t k, int lane) {
@@ -385,9 +506,9 @@ void curved(const Epilogue& e, int order, const T* x, const T* dy, const T* h, T
         factor = factor * load(in[2] + k * kGroup + lane, V()) * Act::curvature(v, constants.alpha);
       }
       const V u = constants.gain * Act::value(v, constants.alpha);
-      return where(abs(u) > constants.limit, zero, constants.gain * factor);
+      return Terms<V, 1>{{where(abs(u) > constants.limit, zero, constants.gain * factor)}};
     };
-    backward<T>(e, inputs, nullptr, dx, sum, threads, derivative);
+    backward<T>(e, false, inputs, nullptr, dx, out, threads, derivative);
   };
   if (order == 1) {
     const T* const inputs[2] = {x, dy};
@@ -425,6 +546,15 @@ void epilogue_curved(const Epilogue& e, int order, const void* x, const void* dy
       curved<T, decltype(act)>(e, order, static_cast<const T*>(x), static_cast<const T*>(dy),
                                static_cast<const T*>(h), static_cast<T*>(dx), sum, threads);
     });
+  });
+}
+
+void epilogue_backward(const Epilogue& e, double negative_slope, const void* dy, const void* y,
+                       const uint8_t* mask, void* dx, void* moments, int threads) {
+  with_dtype(e.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    masked_moments<T>(e, negative_slope, static_cast<const T*>(dy), static_cast<const T*>(y), mask,
+                      static_cast<T*>(dx), moments, threads);
   });
 }
 

@@ -125,9 +125,13 @@ struct Tail {
   }
 };
 
-// d(v) of one vector of the map `masked`; `in` and `units` point to the first group of a run.
+// The map `masked` on one vector; `in` and `units` point to the first group of a run.
 template <class V, bool kMask>
 struct MaskedDerivative {
+  struct Slope {
+    V factor;  // d(v) / dy
+    decltype(mask_from_bits(0u, V())) dropped;  // where it is 0
+  };
   V above, below;
   // A factor of zero gives zero, also for an infinite dy.
   uint32_t drop_all, drop_negative;
@@ -136,9 +140,7 @@ struct MaskedDerivative {
       : above(gain), below(gain * negative_slope), drop_all(gain == 0 ? ~0u : 0u),
         drop_negative(gain * negative_slope == 0 ? ~0u : 0u) {}
 
-  template <class T>
-  V operator()(const T* in, const uint8_t* units, int64_t k, int lane) const {
-    const V d = load(in + k * kGroup + lane, V()), zero(0.0);
+  Slope slope(const uint8_t* units, int64_t k, int lane) const {
     if constexpr (kMask) {
       const uint8_t* unit = units + k * 4 + lane / 8 * 2;
       uint32_t negative = unit[0] >> (lane & 7), dropped = unit[1] >> (lane & 7);
@@ -147,11 +149,17 @@ struct MaskedDerivative {
         dropped |= static_cast<uint32_t>(unit[3]) << 8;
       }
       dropped |= drop_all | (negative & drop_negative);
-      const V factor = where(mask_from_bits(negative, V()), below, above);
-      return where(mask_from_bits(dropped, V()), zero, factor * d);
+      return {where(mask_from_bits(negative, V()), below, above), mask_from_bits(dropped, V())};
     } else {
-      return drop_all ? zero : above * d;
+      return {above, mask_from_bits(drop_all, V())};
     }
+  }
+
+  // d(v)
+  template <class T>
+  V operator()(const T* in, const uint8_t* units, int64_t k, int lane) const {
+    const Slope s = slope(units, k, lane);
+    return where(s.dropped, V(0.0), s.factor * load(in + k * kGroup + lane, V()));
   }
 };
 

@@ -11,6 +11,8 @@
                        void* dx, void* sum, int threads);                                         \
   void epilogue_curved(const Epilogue&, int order, const void* x, const void* dy, const void* h,  \
                        void* dx, void* sum, int threads);                                         \
+  void epilogue_backward(const Epilogue&, double negative_slope, const void* dy, const void* y,   \
+                         const uint8_t* mask, void* dx, void* moments, int threads);              \
   void upfirdn2d_forward(const Upfirdn2d&, const Epilogue* epilogue, const void* x,               \
                          const void* add, void* y, uint8_t* mask, int threads);                   \
   void upfirdn2d_masked(const Upfirdn2d&, const Epilogue& epilogue, double negative_slope,        \

@@ -81,6 +81,31 @@ def epilogue_curved(
     )
 
 
+def epilogue_backward(
+    dy: torch.Tensor,
+    y: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    dx: torch.Tensor | None,
+    moments: torch.Tensor | None,
+    geometry: Geometry,
+    negative_slope: float,
+    gain: float,
+) -> None:
+    problem = epilogue(dy, geometry, gain=gain, scale=scale, noise=noise)
+    native.module().cpu_epilogue_backward(
+        problem,
+        negative_slope,
+        dy.data_ptr(),
+        address(y),
+        address(mask),
+        address(dx),
+        address(moments),
+        torch.get_num_threads(),
+    )
+
+
 def upfirdn2d_forward(
     x: torch.Tensor,
     f: torch.Tensor | None,

@@ -135,6 +135,37 @@ def epilogue_curved(
         )
 
 
+def epilogue_backward(
+    dy: torch.Tensor,
+    y: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    dx: torch.Tensor | None,
+    moments: torch.Tensor | None,
+    geometry: Geometry,
+    negative_slope: float,
+    gain: float,
+) -> None:
+    problem = epilogue(dy, geometry, gain=gain, scale=scale, noise=noise)
+    with torch.cuda.device(dy.device):
+        workspace = None
+        if moments is not None:
+            size = native.module().cuda_epilogue_moments_workspace(problem)
+            workspace = moments.new_empty(size)
+        native.module().cuda_epilogue_backward(
+            problem,
+            negative_slope,
+            dy.data_ptr(),
+            address(y),
+            address(mask),
+            address(dx),
+            address(moments),
+            address(workspace),
+            _stream(dy),
+        )
+
+
 def upfirdn2d_forward(
     x: torch.Tensor,
     f: torch.Tensor | None,

@@ -60,6 +60,11 @@ def epilogue_curved(order: int, x: torch.Tensor, *arguments: object) -> None:
         kernels().epilogue_curved(order, x, *arguments)
 
 
+def epilogue_backward(dy: torch.Tensor, *arguments: object) -> None:
+    with _device(dy):
+        kernels().epilogue_backward(dy, *arguments)
+
+
 def _device(x: torch.Tensor) -> torch.cuda.device:
     """Triton launches on the current device; a CPU tensor (interpreter) changes nothing."""
     return torch.cuda.device(x.device if x.is_cuda else -1)

@@ -61,15 +61,20 @@ def scale_operand(scale: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor |
     return None if scale is None else operand(scale, x, x.shape[0], x.shape[1])
 
 
+def noise_operand(noise: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    """[pixels] or [N, pixels] from [H, W], [1, 1, H, W] or [N, 1, H, W]."""
+    if noise is None:
+        return None
+    pixels = noise.shape[-2] * noise.shape[-1]
+    shared = noise.ndim < 4 or noise.shape[0] == 1
+    return operand(noise, x, pixels) if shared else operand(noise, x, noise.shape[0], pixels)
+
+
 def tail(x, scale, noise, strength, b, act, alpha, gain, clamp) -> Tail:
     """An epilogue for an image of x's type, as the kernels take it; noise is as large as theirs."""
-    if noise is not None:
-        pixels = noise.shape[-2] * noise.shape[-1]
-        shared = noise.ndim < 4 or noise.shape[0] == 1
-        noise = operand(noise, x, pixels) if shared else operand(noise, x, noise.shape[0], pixels)
     return Tail(
         scale_operand(scale, x),
-        noise,
+        noise_operand(noise, x),
         operand(strength, x, 1),
         None if b is None else b.contiguous(),
         act,

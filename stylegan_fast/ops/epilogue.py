@@ -5,9 +5,10 @@
 
 L is the identity or upfirdn2d, whose kernels end with the epilogue (ops/fir.py).
 
-Three kernels serve all orders (csrc/epilogue.h): the forward map; dy -> gain act'(v) dy for
-piecewise-linear activations, from two bits an element; the same and the second-order
-dy h gain act''(v) for curved ones, from the input. The masks follow PyTorch's own operators: taken
+Four kernels serve all orders (csrc/epilogue.h): the forward map; dy -> gain act'(v) dy for
+piecewise-linear activations, from two bits an element, also with the sums over the pixels that a
+layer's first-order gradients need; the same and the second-order dy h gain act''(v) for curved
+ones, from the input. The masks follow PyTorch's own operators: taken
 before rounding to the storage type, zero where clamped, kept on ties.
 """
 
@@ -34,6 +35,7 @@ from ._library import (
     geometry,
     laid_out,
     mask_size,
+    noise_operand,
     scale_operand,
     tail,
 )
@@ -94,6 +96,43 @@ def _masked_fake(dy, mask, scale, dim, stride, negative_slope, gain, with_sum, b
     return dx, channel_total(dy, dim, with_sum)
 
 
+def _strided(t, stride):
+    """t with these strides, which are dense; a copy only where they differ."""
+    if t is None or t.stride() == tuple(stride):
+        return t
+    return torch.empty_strided(t.shape, stride, dtype=t.dtype, device=t.device).copy_(t)
+
+
+def _backward(dy, y, mask, noise, scale, stride, negative_slope, gain, with_dx, backend):
+    dx, moments = _backward_fake(
+        dy, y, mask, noise, scale, stride, negative_slope, gain, with_dx, backend
+    )
+    if y is None or noise is None or not dy.numel():
+        moments.zero_()
+    if dy.numel():
+        dy = _strided(dy, stride)
+        backends.BACKENDS[backend].epilogue_backward(
+            dy,
+            _strided(y, stride),
+            mask,
+            noise_operand(noise, dy),
+            scale_operand(scale, dy),
+            dx if with_dx else None,
+            moments,
+            geometry(dy, 1, True),
+            negative_slope,
+            gain,
+        )
+    return dx, moments
+
+
+def _backward_fake(dy, y, mask, noise, scale, stride, negative_slope, gain, with_dx, backend):
+    moments = dy.new_empty((3, *dy.shape[:2]), dtype=accumulation_dtype(dy.dtype))
+    if not with_dx:
+        return dy.new_empty(0), moments
+    return torch.empty_strided(dy.shape, stride, dtype=dy.dtype, device=dy.device), moments
+
+
 def _curved(
     order, x, dy, h, scale, noise, strength, b, dim, act, alpha, gain, clamp, with_sum, backend
 ):
@@ -135,6 +174,13 @@ masked_op = define(
     "float gain, bool with_sum, str backend) -> (Tensor, Tensor)",
     _masked,
     _masked_fake,
+)
+backward_op = define(
+    "epilogue_backward",
+    "(Tensor dy, Tensor? y, Tensor? mask, Tensor? noise, Tensor? scale, SymInt[] stride, "
+    "float negative_slope, float gain, bool with_dx, str backend) -> (Tensor, Tensor)",
+    _backward,
+    _backward_fake,
 )
 curved_op = define(
     "epilogue_curved",

@@ -129,6 +129,57 @@ void run(DType dtype, const Geometry& g, int act, bool with_bias, bool affine, b
   if (curved) level::epilogue_curved(e, 2, x.data, dy.data, x.data, dx.data, nullptr, threads);
 }
 
+// epilogue_backward with a mask that has nothing to do with y; dx is dy itself.
+void run_backward(DType dtype, const Geometry& g, bool with_mask, bool with_operands,
+                  bool per_sample, int threads) {
+  const DType wide = dtype == DType::float64 ? DType::float64 : DType::float32;
+  const int64_t numel = g.numel(), mask_size = (numel + 7) / 8 * 2;
+  const int64_t sums = g.samples() * g.channels;
+  const size_t size = size_of(dtype);
+  Bytes y(numel * size), dy(numel * size), mask(mask_size), moments(3 * sums * size_of(wide));
+  Bytes scale(sums * size_of(wide));
+  Bytes noise((per_sample ? g.samples() : 1) * g.pixels * size_of(wide));
+  fill(dtype, y.data, numel, 3);
+  fill(dtype, dy.data, numel, 5);
+  fill(wide, moments.data, 3 * sums, 0);
+  fill(wide, scale.data, sums, 17);
+  fill(wide, noise.data, (per_sample ? g.samples() : 1) * g.pixels, 23);
+  for (int64_t i = 0; i < mask_size; ++i) mask.data[i] = static_cast<uint8_t>(i * 37 + 11);
+
+  std::vector<double> expected(3 * sums, 0.0), expected_dx(numel);
+  for (int64_t i = 0; i < numel; ++i) {
+    const int64_t c = i / g.inner % g.channels;
+    const int64_t q = i / g.inner / g.channels * g.inner + i % g.inner;
+    const int64_t n = q / g.pixels, sum = n * g.channels + c;
+    const uint8_t* unit = mask.data + i / 8 * 2;
+    double factor = with_mask && unit[0] >> (i % 8) & 1 ? 1.25 * 0.25 : 1.25;
+    if (with_mask && unit[1] >> (i % 8) & 1) factor = 0;
+    const double d = size >= 4 ? get(dtype, dy.data, i) : 0;
+    expected_dx[i] = factor * d * (with_operands ? get(wide, scale.data, sum) : 1);
+    expected[sum] += factor * d;
+    if (size >= 4 && factor != 0) expected[sums + sum] += d * get(dtype, y.data, i);
+    expected[2 * sums + sum] +=
+        factor * d * get(wide, noise.data, q % g.pixels + (per_sample ? n * g.pixels : 0));
+  }
+  if (!with_operands)  // rows that are not written
+    for (int64_t i = sums; i < 3 * sums; ++i) expected[i] = get(wide, moments.data, i);
+
+  Epilogue e{dtype, g, 1, 0, 1.25, INFINITY};
+  if (with_operands) {
+    e.scale = scale.data;
+    e.noise = noise.data;
+    e.noise_per_sample = per_sample;
+  }
+  const void* const output = with_operands ? y.data : nullptr;
+  const uint8_t* const units = with_mask ? mask.data : nullptr;
+  level::epilogue_backward(e, 0.25, dy.data, output, units, nullptr, moments.data, threads);
+  level::epilogue_backward(e, 0.25, dy.data, output, units, dy.data, nullptr, threads);
+  if (size < 4) return;
+  for (int64_t i = 0; i < numel; ++i) expect(size == 8, "dx", i, get(dtype, dy.data, i), expected_dx[i]);
+  for (int64_t i = 0; i < 3 * sums; ++i)
+    expect(size == 8, "moments", i, get(wide, moments.data, i), expected[i]);
+}
+
 }  // namespace
 
 int main() {
@@ -144,6 +195,11 @@ int main() {
         for (int options = 0; options < 4; ++options)
           for (int threads : {1, 2})
             run(static_cast<DType>(dtype), g, act, options != 1, options >= 2, options == 3, threads);
+  for (int dtype = 0; dtype < 4; ++dtype)
+    for (const Geometry& g : geometries)
+      for (int options = 0; options < 4; ++options)
+        for (int threads : {1, 2})
+          run_backward(static_cast<DType>(dtype), g, options % 2, options > 0, options == 3, threads);
   std::printf("%d checks, %d failures\n", checks, failures);
   return failures > 0;
 }
