@@ -82,3 +82,24 @@ def tail(x, scale, noise, strength, b, act, alpha, gain, clamp) -> Tail:
         gain,
         clamp,
     )
+
+
+def tensor_positions(*arguments: Any) -> list[int]:
+    """Which arguments of a Function are tensors: those have an edge in its graph."""
+    return [i for i, argument in enumerate(arguments) if isinstance(argument, torch.Tensor)]
+
+
+def needed_gradients(ctx: Any, positions: list[int]) -> list[bool]:
+    """ctx.needs_input_grad, less what leads to none of the tensors this backward pass is for: a
+    Function in Python is told of every input that requires a gradient."""
+    needs = list(ctx.needs_input_grad)
+    runs = getattr(torch._C, "_will_engine_execute_node", None)
+    if runs is None or torch.compiler.is_compiling():
+        return needs
+    for i, (node, _) in zip(positions, ctx.next_functions):
+        if needs[i] and node is not None:
+            try:
+                needs[i] = runs(node)
+            except RuntimeError:  # torch.autograd.grad does not tell of leaves
+                pass
+    return needs

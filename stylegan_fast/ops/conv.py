@@ -34,7 +34,16 @@ from ..reference.upfirdn2d import (
 from ..weight_gradients import weight_gradients_skipped
 from . import epilogue as epilogue_ops
 from . import fir as fir_ops
-from ._library import accumulation_dtype, define, geometry, laid_out, mask_size, operand, tail
+from ._library import (
+    accumulation_dtype,
+    define,
+    geometry,
+    mask_size,
+    needed_gradients,
+    operand,
+    tail,
+    tensor_positions,
+)
 from .epilogue import Masked, apply_epilogue, kernel_noise
 
 
@@ -279,15 +288,17 @@ class _Conv2d(torch.autograd.Function):
         ctx.save_for_backward(x, w)
         ctx.conv = conv
         ctx.backend = backend
+        ctx.positions = tensor_positions(x, w)
         return linear_op(x, w, None, *_arguments(conv), backend)
 
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
+        needs_x, needs_w = needed_gradients(ctx, ctx.positions)[:2]
         dx = dw = None
-        if ctx.needs_input_grad[0]:
+        if needs_x:
             dx = _input_gradient(dy, w, x.shape, ctx.conv, ctx.backend)
-        if ctx.needs_input_grad[1] and not weight_gradients_skipped():
+        if needs_w and not weight_gradients_skipped():
             dw = _WeightGradient.apply(x, dy, _kernel_size(w), ctx.conv, ctx.backend)
         return dx, dw, None, None
 
@@ -300,15 +311,17 @@ class _WeightGradient(torch.autograd.Function):
         ctx.save_for_backward(x, dy)
         ctx.conv = conv
         ctx.backend = backend
+        ctx.positions = tensor_positions(x, dy)
         return weight_gradient_op(x, dy, None, list(kernel), *_arguments(conv), backend)
 
     @staticmethod
     def backward(ctx, h):
         x, dy = ctx.saved_tensors
+        needs_x, needs_dy = needed_gradients(ctx, ctx.positions)[:2]
         dx = d_dy = None
-        if ctx.needs_input_grad[0]:
+        if needs_x:
             dx = _input_gradient(dy, h, x.shape, ctx.conv, ctx.backend)
-        if ctx.needs_input_grad[1]:
+        if needs_dy:
             d_dy = _Conv2d.apply(x, h, ctx.conv, ctx.backend)
         return dx, d_dy, None, None, None
 
@@ -338,6 +351,7 @@ class _Layer(torch.autograd.Function):
             x, w, pre, scale, noise, strength, b, f,
             y if sums else None, mask if save_mask else None,
         )  # fmt: skip
+        ctx.positions = tensor_positions(x, w, pre, scale, noise, strength, b)
         ctx.stride = y.stride()
         ctx.linear = (conv, fir)
         ctx.constants = (negative_slope, gain, backend)
@@ -347,7 +361,7 @@ class _Layer(torch.autograd.Function):
     def backward(ctx, dy, _mask):
         if dy is None:
             return (None,) * 16
-        needs = list(ctx.needs_input_grad[:7])
+        needs = needed_gradients(ctx, ctx.positions)[:7]
         needs[1] = needs[1] and not weight_gradients_skipped()
         # The gradient of noise itself needs d(v) element by element.
         composed = torch.is_grad_enabled() or needs[4]
