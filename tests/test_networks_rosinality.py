@@ -12,6 +12,20 @@ from stylegan_fast.models import rosinality, stylegan2
 from stylegan_fast.testing import relative_error
 
 STYLE = 7
+CHANNELS = rosinality._channels
+NARROW = {"channel_base": 160, "channel_max": 32}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow():
+    """Few channels, another number at each resolution."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rosinality, "_channels", narrow_channels)
+        yield
+
+
+def narrow_channels(resolution, multiplier):
+    return min(NARROW["channel_base"] // resolution, NARROW["channel_max"])
 
 
 def perturbed(network):
@@ -29,10 +43,8 @@ def generator():
     return perturbed(rosinality.Generator(16, STYLE, 2)).requires_grad_(False)
 
 
-def first_family_generator(size, multiplier=2):
-    return stylegan2.Generator(
-        STYLE, 0, STYLE, size, 3, {"num_layers": 2}, channel_base=16384 * multiplier
-    )
+def first_family_generator(size, **widths):
+    return stylegan2.Generator(STYLE, 0, STYLE, size, 3, {"num_layers": 2}, **widths)
 
 
 def generator_weights(network):
@@ -98,8 +110,8 @@ def discriminator_weights(network):
 
 
 def test_generator_equals_the_first_family():
-    first = perturbed(first_family_generator(16))
-    second = rosinality.Generator(16, STYLE, 2).double()
+    first = perturbed(first_family_generator(32, **NARROW))
+    second = rosinality.Generator(32, STYLE, 2).double()
     second.load_state_dict(generator_weights(first), strict=True)
     z = torch.randn(2, STYLE, dtype=torch.float64)
     expected = first.synthesis(first.mapping(z), noise_mode="const")
@@ -111,29 +123,32 @@ def test_generator_equals_the_first_family():
 
 
 def test_discriminator_equals_the_first_family():
-    first = perturbed(stylegan2.Discriminator(0, 16, 3))
-    second = rosinality.Discriminator(16).double()
+    first = perturbed(stylegan2.Discriminator(0, 32, 3, **NARROW))
+    second = rosinality.Discriminator(32).double()
     second.load_state_dict(discriminator_weights(first), strict=True)
-    image = torch.randn(8, 3, 16, 16, dtype=torch.float64)
+    image = torch.randn(8, 3, 32, 32, dtype=torch.float64)
     logits = first(image)
     assert logits.std() > 0.1
     torch.testing.assert_close(second(image), logits)
 
 
-@pytest.mark.parametrize(("size", "multiplier"), [(4, 2), (256, 1), (1024, 2)])
-def test_widths_are_those_of_the_first_family(size, multiplier):
+@pytest.mark.parametrize(("size", "multiplier"), [(8, 2), (256, 1), (1024, 2)])
+def test_widths_are_those_of_the_first_family(size, multiplier, monkeypatch):
+    monkeypatch.setattr(rosinality, "_channels", CHANNELS)
+    widths = {"channel_base": 16384 * multiplier}
     with torch.device("meta"):
-        expected = generator_weights(first_family_generator(size, multiplier))
-        network = rosinality.Generator(size, STYLE, 2, multiplier)
-    got = network.state_dict()
-    assert {name: t.shape for name, t in got.items()} == {
-        name: t.shape for name, t in expected.items()
-    }
-    if size > 4:
-        with torch.device("meta"):
-            first = stylegan2.Discriminator(0, size, 3, channel_base=16384 * multiplier)
-            second = rosinality.Discriminator(size, multiplier)
-        got, expected = second.state_dict(), discriminator_weights(first)
+        pairs = [
+            (
+                rosinality.Generator(size, STYLE, 2, multiplier),
+                generator_weights(first_family_generator(size, **widths)),
+            ),
+            (
+                rosinality.Discriminator(size, multiplier),
+                discriminator_weights(stylegan2.Discriminator(0, size, 3, **widths)),
+            ),
+        ]
+    for network, expected in pairs:
+        got = network.state_dict()
         assert {name: t.shape for name, t in got.items()} == {
             name: t.shape for name, t in expected.items()
         }
