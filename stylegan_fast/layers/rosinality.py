@@ -332,9 +332,11 @@ class ModulatedConv2d(nn.Module):
     bias starts at 1, and where it resamples a Blur `blur`.
 
     input [N, I, H, W], style [N, style_dim], noise that broadcasts to y, bias [O] -> y [N, O, H',
-    W'], in the dtype and memory format of input. act and alpha are those of `bias_act`, `fused` is
-    fused_modconv of `modulated_conv2d`. Differentiable twice, to any order where act is piecewise
-    linear. ValueError for another shape, an even kernel_size, or both `upsample` and `downsample`.
+    W'], in the dtype and memory format of input. act and alpha are those of `bias_act`.
+    With `fused` every sample has a weight of its own in inference (fused_modconv of
+    `modulated_conv2d`); in training all share one, which takes less memory.
+    Differentiable twice, to any order where act is piecewise linear. ValueError for another shape,
+    an even kernel_size, or both `upsample` and `downsample`.
     """
 
     blur: Blur | None
@@ -398,7 +400,7 @@ class ModulatedConv2d(nn.Module):
             resample_filter=None if self.blur is None else self.blur.resample_filter,
             demodulate=self.demodulate,
             flip_weight=not self.upsample,
-            fused_modconv=self.fused,
+            fused_modconv=self.fused and not self.training,
             bias=None if bias is None else bias.to(input.dtype),
             act=act,
             alpha=alpha,
