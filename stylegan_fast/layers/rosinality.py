@@ -323,7 +323,8 @@ class ConstantInput(nn.Module):
 
 
 class ModulatedConv2d(nn.Module):
-    """y = gain · act(d ⊙ conv(s ⊙ input, weight) + noise + bias), one call of `modulated_conv2d`.
+    """y = gain · act(d ⊙ conv(s ⊙ input, weight) + noise_strength · noise + bias), one call of
+    `modulated_conv2d`.
 
     s = modulation(style) / √(I·k²) [N, I] are the styles and d [N, O] their demodulation
     coefficients (1 where `demodulate` is false). With `upsample`, conv is a transposed convolution
@@ -332,11 +333,9 @@ class ModulatedConv2d(nn.Module):
     bias starts at 1, and where it resamples a Blur `blur`.
 
     input [N, I, H, W], style [N, style_dim], noise that broadcasts to y, bias [O] -> y [N, O, H',
-    W'], in the dtype and memory format of input. act and alpha are those of `bias_act`.
-    With `fused` every sample has a weight of its own in inference (fused_modconv of
-    `modulated_conv2d`); in training all share one, which takes less memory.
-    Differentiable twice, to any order where act is piecewise linear. ValueError for another shape,
-    an even kernel_size, or both `upsample` and `downsample`.
+    W'], in the dtype and memory format of input. act and alpha are those of `bias_act`, `fused` is
+    fused_modconv of `modulated_conv2d`. Differentiable twice, to any order where act is piecewise
+    linear. ValueError for another shape, an even kernel_size, or both `upsample` and `downsample`.
     """
 
     blur: Blur | None
@@ -382,6 +381,7 @@ class ModulatedConv2d(nn.Module):
         input: Tensor,
         style: Tensor,
         noise: Tensor | None = None,
+        noise_strength: Tensor | None = None,
         bias: Tensor | None = None,
         act: str = "linear",
         alpha: float | None = None,
@@ -394,13 +394,14 @@ class ModulatedConv2d(nn.Module):
             self.weight.squeeze(0),
             self.modulation(style) * self.scale,
             noise=noise,
+            noise_strength=noise_strength,
             up=2 if self.upsample else 1,
             down=2 if self.downsample else 1,
             padding=self.padding,
             resample_filter=None if self.blur is None else self.blur.resample_filter,
             demodulate=self.demodulate,
             flip_weight=not self.upsample,
-            fused_modconv=self.fused and not self.training,
+            fused_modconv=self.fused,
             bias=None if bias is None else bias.to(input.dtype),
             act=act,
             alpha=alpha,
@@ -426,15 +427,15 @@ class NoiseInjection(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        samples, _, height, width = image.shape
-        return image + self.scaled(noise, samples, height, width).to(image.dtype)
-
-    def scaled(self, noise: Tensor | None, samples: int, height: int, width: int) -> Tensor:
-        """weight · noise."""
         if noise is None:
-            shape = (samples, 1, height, width)
-            noise = torch.randn(shape, device=self.weight.device, dtype=self.weight.dtype)
-        return noise * self.weight
+            samples, _, height, width = image.shape
+            noise = self.draw(samples, height, width)
+        return image + (self.weight * noise).to(image.dtype)
+
+    def draw(self, samples: int, height: int, width: int) -> Tensor:
+        """N(0, 1) of shape [samples, 1, height, width]."""
+        shape = (samples, 1, height, width)
+        return torch.randn(shape, device=self.weight.device, dtype=self.weight.dtype)
 
 
 class StyledConv(nn.Module):
@@ -471,12 +472,15 @@ class StyledConv(nn.Module):
 
     def forward(self, input: Tensor, style: Tensor, noise: Tensor | None = None) -> Tensor:
         check_shape("input", input, "N", self.conv.in_channel, "H", "W")
-        up = 2 if self.conv.upsample else 1
-        samples, _, height, width = input.shape
+        if noise is None:
+            up = 2 if self.conv.upsample else 1
+            samples, _, height, width = input.shape
+            noise = self.noise.draw(samples, height * up, width * up)
         return self.conv(
             input,
             style,
-            noise=self.noise.scaled(noise, samples, height * up, width * up),
+            noise=noise,
+            noise_strength=self.noise.weight.squeeze(0),
             bias=self.activate.bias,
             act="lrelu",
             alpha=self.activate.negative_slope,
