@@ -1,5 +1,5 @@
-"""Whole networks, one module per paper."""
+"""Whole networks, one module per paper or family of checkpoints."""
 
-from . import stylegan2
+from . import rosinality, stylegan2
 
-__all__ = ["stylegan2"]
+__all__ = ["rosinality", "stylegan2"]
