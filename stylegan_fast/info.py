@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import shlex
-from pathlib import Path
 from typing import Any
 
 import torch

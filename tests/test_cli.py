@@ -54,7 +54,8 @@ def test_info_as_json(capsys, monkeypatch):
     values = {row["name"]: row["value"] for row in facts["environment"]}
     assert values["MAX_JOBS"] == "3"
     assert set(values) == {*_env.VARIABLES, *_env.BUILD_VARIABLES}
-    for op, row in facts["backends"].items():
+    assert set(facts["backends"]) == set(backends.OPS)
+    for row in facts["backends"].values():
         assert row["reference"] == "PyTorch"
         for name in ("cpu", "triton", "cuda"):
             assert row[name] == (backends.unavailable(name) or "kernel")

@@ -213,9 +213,7 @@ def test_dtypes(input_gain, demodulate, dtype, form, device):
         styles = styles / 12
     noise, bias = randn(2, 1, 6, 5).float().to(device), randn(8).float().to(device)
     arguments = dict(padding=1, demodulate=demodulate, input_gain=input_gain)
-    y = modulated_conv2d(
-        x, weight, styles, noise, bias=bias, **form, **arguments
-    )
+    y = modulated_conv2d(x, weight, styles, noise, bias=bias, **form, **arguments)
     assert y.dtype == dtype
     wide = (t.double() for t in (x, weight, styles, noise))
     expected = modulated_conv2d(*wide, bias=bias.double(), **arguments)
@@ -300,9 +298,7 @@ def test_layouts(batch, nhwc, resampling, form, device):
 def test_empty_batch(dtype, input_gain, form):
     x = torch.empty(0, 3, 5, 7, dtype=dtype, requires_grad=True)
     weight, styles = WEIGHT.float().requires_grad_(), torch.empty(0, 3, requires_grad=True)
-    y = modulated_conv2d(
-        x, weight, styles, input_gain=input_gain, **form, act="lrelu"
-    )
+    y = modulated_conv2d(x, weight, styles, input_gain=input_gain, **form, act="lrelu")
     assert y.shape == (0, 4, 3, 5)
     assert y.dtype == dtype
     dx, dw, ds = torch.autograd.grad(y.sum(), [x, weight, styles])
@@ -390,12 +386,8 @@ def test_path_length_is_the_same_without_weight_gradients(skip, form):
     styles = [STYLES.clone().requires_grad_(), randn(2, 4).requires_grad_()]
 
     def synthesis(*styles):
-        y = modulated_conv2d(
-            X, weights[0], styles[0], padding=1, **form, act="lrelu"
-        )
-        return modulated_conv2d(
-            y, weights[1], styles[1], padding=1, **form, act="tanh"
-        )
+        y = modulated_conv2d(X, weights[0], styles[0], padding=1, **form, act="lrelu")
+        return modulated_conv2d(y, weights[1], styles[1], padding=1, **form, act="tanh")
 
     with no_weight_gradients(skip):
         lengths = torch.autograd.grad(synthesis(*styles).sum(), styles, create_graph=True)

@@ -7,6 +7,7 @@ import functools
 import torch
 
 from . import native
+from .choice import ConvClass
 from .geometry import Fir, Geometry, Tail
 from .native import address, epilogue, tail_epilogue, upfirdn2d
 

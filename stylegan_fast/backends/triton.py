@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 
 from .. import _env
+from .choice import ConvClass
 
 OLDEST_TRITON = (3, 2)
 

@@ -12,6 +12,11 @@ from ..activations import activation as lookup_activation
 from ..ops.bias_act import bias_act
 
 
+def normalize_2nd_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """x / √(mean(x², dim=1) + eps)."""
+    return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
+
+
 class FullyConnectedLayer(nn.Module):
     """y = act(x (weight · lr_multiplier / √in)ᵀ + bias · lr_multiplier).
 

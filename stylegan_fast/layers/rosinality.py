@@ -29,7 +29,7 @@ from ..ops.upfirdn2d import upfirdn2d_epilogue
 from ..reference.bias_act import Epilogue
 from ..weight_gradients import skippable
 from .checks import check_shape
-from .linear import FullyConnectedLayer
+from .linear import FullyConnectedLayer, normalize_2nd_moment
 
 Filter = Sequence[float] | Sequence[Sequence[float]] | Tensor
 
@@ -72,7 +72,7 @@ class PixelNorm(nn.Module):
     """y = input / √(mean(input², dim=1) + 1e-8)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return input * (input.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+        return normalize_2nd_moment(input)
 
 
 class EqualLinear(FullyConnectedLayer):
@@ -284,6 +284,7 @@ class ConvLayer(nn.Sequential):
             padding=self.padding,
             b=last.bias,
             act="lrelu" if self.activate else "linear",
+            alpha=last.negative_slope if self.activate else None,
             gain=last.scale * gain if self.activate else gain,
         )
 

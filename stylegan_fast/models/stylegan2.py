@@ -32,16 +32,12 @@ from ..layers import (
     ToRGBLayer,
 )
 from ..layers.checks import check_choice, check_resolution, check_shape
+from ..layers.linear import normalize_2nd_moment
 from ..ops import downsample2d, setup_filter, upsample2d
 from ..ops.upfirdn2d import upsample2d_add
 
 ARCHITECTURES = ("orig", "skip", "resnet")
 Filter = Sequence[float] | Tensor | None
-
-
-def normalize_2nd_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """x / √(mean(x², dim=1) + eps)."""
-    return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
 
 
 class MappingNetwork(nn.Module):

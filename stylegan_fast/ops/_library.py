@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -98,8 +99,6 @@ def needed_gradients(ctx: Any, positions: list[int]) -> list[bool]:
         return needs
     for i, (node, _) in zip(positions, ctx.next_functions):
         if needs[i] and node is not None:
-            try:
+            with suppress(RuntimeError):  # torch.autograd.grad does not tell of leaves
                 needs[i] = runs(node)
-            except RuntimeError:  # torch.autograd.grad does not tell of leaves
-                pass
     return needs

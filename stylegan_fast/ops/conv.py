@@ -19,6 +19,7 @@ import math
 from typing import Any
 
 import torch
+from torch.nn.grad import conv2d_weight
 
 from .. import backends
 from ..activations import ACTIVATIONS
@@ -52,6 +53,11 @@ def _kernel_size(w: torch.Tensor) -> tuple[int, int]:
     return w.shape[3], w.shape[2]
 
 
+def _image_size(x: torch.Tensor) -> tuple[int, int]:
+    """(H, W)"""
+    return x.shape[2], x.shape[3]
+
+
 def _geometry(up: int, down: int, padding: list[int], correlate: bool) -> Fir:
     return Fir.of((up, up), (down, down), padding, correlate, 1.0)
 
@@ -71,7 +77,7 @@ def _image(x: torch.Tensor, channels: int, size: tuple[int, int]) -> torch.Tenso
 
 
 def _output(x: torch.Tensor, w: torch.Tensor, conv: Fir) -> torch.Tensor:
-    return _image(x, w.shape[0], conv.output_size(*x.shape[2:], _kernel_size(w)))
+    return _image(x, w.shape[0], conv.output_size(*_image_size(x), _kernel_size(w)))
 
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
@@ -91,23 +97,20 @@ def _by_pytorch(
             w = w * pre[0].to(w.dtype)[:, None, None]
         else:
             x = _scaled(x, pre)
-    up, down, padding, correlate = _arguments(conv)
-    y = resampled_conv2d(x, w, (up, up), (down, down), tuple(padding), flip=not correlate)
-    return y.contiguous(memory_format=memory_format_of(x))
+    return resampled_conv2d(x, w, conv).contiguous(memory_format=memory_format_of(x))
 
 
 def _weight_gradient_by_pytorch(
     x: torch.Tensor, dy: torch.Tensor, kernel: tuple[int, int], conv: Fir
 ) -> torch.Tensor:
     if conv.up_x > 1:
-        # <dy, C(x)> = <C'(dy), x> with the transposed weight: the same sum, seen from the other end.
-        adjoint = conv.adjoint(*x.shape[2:], kernel)
+        # <dy, C(x)> = <C'(dy), x>: the same sum with the parts of x and dy exchanged.
+        adjoint = conv.adjoint(*_image_size(x), kernel)
         return _weight_gradient_by_pytorch(dy, x, kernel, adjoint).transpose(0, 1)
-    _, down, padding, correlate = _arguments(conv)
-    x0, x1, y0, y1 = padding
+    _, down, (x0, x1, y0, y1), correlate = _arguments(conv)
     symmetric = x0 == x1 >= 0 and y0 == y1 >= 0
     x = x if symmetric else pad_or_crop(x, x0, x1, y0, y1)
-    dw = torch.nn.grad.conv2d_weight(
+    dw = conv2d_weight(
         x,
         [dy.shape[1], x.shape[1], kernel[1], kernel[0]],
         dy,
@@ -187,7 +190,7 @@ def _with_epilogue(
     whole, taps = conv, _kernel_size(w)
     if fir is not None:
         whole, taps = _composed_geometry(conv, taps, f, fir)
-    y = _image(x, w.shape[0], whole.output_size(*x.shape[2:], taps))
+    y = _image(x, w.shape[0], whole.output_size(*_image_size(x), taps))
     by_kernel = (fir is None or (fir.up_x, fir.up_y) == (1, 1)) and (
         fir_ops.whole_units(y) or not save_mask
     )
@@ -227,9 +230,7 @@ def _composed_geometry(
     return composed, (kw + fw - 1, kh + fh - 1)
 
 
-def _composed_weight(
-    w: torch.Tensor, conv: Fir, f: torch.Tensor | None, fir: Fir
-) -> torch.Tensor:
+def _composed_weight(w: torch.Tensor, conv: Fir, f: torch.Tensor | None, fir: Fir) -> torch.Tensor:
     """The kernel of it: w and the filter, convolved."""
     if f is None:
         f = w.new_ones(1, 1)
@@ -251,7 +252,7 @@ def _with_epilogue_fake(
     y = _output(x, w, _geometry(up, down, padding, correlate))
     if fir_padding is not None:
         fir = Fir.of(fir_up, (1, 1), fir_padding, fir_flip, fir_gain)
-        y = _image(x, y.shape[1], fir.output_size(*y.shape[2:], filter_size(f)))
+        y = _image(x, y.shape[1], fir.output_size(*_image_size(y), filter_size(f)))
     return y, x.new_empty(mask_size(y.numel()) if save_mask else 0, dtype=torch.uint8)
 
 
@@ -384,11 +385,12 @@ def _fused_backward(ctx, dy, needs):
             negative_slope, gain, with_dx, backend,
         )  # fmt: skip
 
-    moments = total = None
+    moments: Any = None
+    total: Any = None
     if fir is None:
         du, moments = reduced(through)
     else:
-        size = conv.output_size(*x.shape[2:], _kernel_size(w))
+        size = conv.output_size(*_image_size(x), _kernel_size(w))
         adjoint = fir.adjoint(*size, filter_size(f)).arguments()
         du = None
         if through:
@@ -413,7 +415,7 @@ def _fused_backward(ctx, dy, needs):
         d_scale = (d_scale / scale).to(scale.dtype)
 
     if needs_x or needs_pre:
-        adjoint = _arguments(conv.adjoint(*x.shape[2:], _kernel_size(w)))
+        adjoint = _arguments(conv.adjoint(*_image_size(x), _kernel_size(w)))
         dx = linear_op(du, w.transpose(0, 1), None, *adjoint, backend)
         if pre is not None:
             dx, sums_of_x = epilogue_ops.backward_op(
@@ -440,7 +442,7 @@ def _composed_backward(ctx, dy, needs):
     if needs_x or needs_pre or needs_w:
         du = dv if scale is None else _scaled(dv, scale)
         if fir is not None:
-            size = conv.output_size(*x.shape[2:], _kernel_size(w))
+            size = conv.output_size(*_image_size(x), _kernel_size(w))
             du = fir_ops.linear(du, f, fir.adjoint(*size, filter_size(f)), backend)
         if needs_w:
             xs = x if pre is None else _scaled(x, pre)
@@ -508,7 +510,7 @@ def conv2d_epilogue(
     row = ACTIVATIONS[act]
     alpha = row.alpha if alpha is None else alpha
     gain = row.gain if gain is None else gain
-    size = conv.output_size(*x.shape[2:], _kernel_size(w))
+    size = conv.output_size(*_image_size(x), _kernel_size(w))
     size = size if fir is None else fir.output_size(*size, filter_size(f))
     known_noise = noise is None or kernel_noise(noise, x.shape[0], size)
     if row.curved or not known_noise or (fir is not None and (fir.down_x, fir.down_y) != (1, 1)):

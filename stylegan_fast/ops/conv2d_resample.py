@@ -14,7 +14,7 @@ from ..reference.bias_act import epilogue as reference_epilogue
 from ..reference.conv2d_resample import Plan, output_size, plan
 from ..reference.conv2d_resample import conv2d_resample as reference_conv2d_resample
 from ..reference.modulated_conv2d import convolution_dtype
-from ..reference.upfirdn2d import filter_size, memory_format_of, resampled_conv2d
+from ..reference.upfirdn2d import Padding, filter_size, memory_format_of, resampled_conv2d
 from ..weight_gradients import skippable
 from . import fir as fir_ops
 from .conv import conv2d, conv2d_epilogue
@@ -79,15 +79,13 @@ def conv2d_resample(
 
     The originals' `conv2d_resample`.
     """
-    up, down, groups, padding = _checked(x, w, f, up, down, padding, groups)
+    up, down, groups, sides = _checked(x, w, f, up, down, padding, groups)
     name = select("conv2d_resample", x, backend)
     w = skippable(w)
     if name == "reference":
-        return reference_conv2d_resample(
-            x, w, f, up, down, padding, groups, flip_weight, flip_filter
-        )
+        return reference_conv2d_resample(x, w, f, up, down, sides, groups, flip_weight, flip_filter)
     steps = plan(
-        (w.shape[3], w.shape[2]), filter_size(f), up, down, padding, flip_weight, flip_filter
+        (w.shape[3], w.shape[2]), filter_size(f), up, down, sides, flip_weight, flip_filter
     )
     return run_plan(x, w, f, steps, Epilogue(), name, groups=groups)
 
@@ -102,21 +100,21 @@ def conv2d_bias_act(
     flip_weight: bool = True,
     b: torch.Tensor | None = None,  # [O]
     act: str = "linear",
+    alpha: float | None = None,
     gain: float | None = None,
     clamp: float | None = None,
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """y = bias_act(conv2d_resample(x, w, ...), b, act, gain, clamp), for up > 1 without a pass of
-    its own."""
-    up, down, _, padding = _checked(x, w, f, up, down, padding, 1)
-    end = Epilogue(b=b, act=activation(act).name, gain=gain, clamp=clamp)
+    """y = bias_act(conv2d_resample(x, w, ...), b, act, alpha, gain, clamp) as one op."""
+    up, down, _, sides = _checked(x, w, f, up, down, padding, 1)
+    end = Epilogue(b=b, act=activation(act).name, alpha=alpha, gain=gain, clamp=clamp)
     name = select("conv2d_resample", x, backend)
     w = skippable(w)
     if name == "reference":
-        y = reference_conv2d_resample(x, w, f, up, down, padding, 1, flip_weight)
+        y = reference_conv2d_resample(x, w, f, up, down, sides, 1, flip_weight)
         return reference_epilogue(y, end)
-    steps = plan((w.shape[3], w.shape[2]), filter_size(f), up, down, padding, flip_weight)
+    steps = plan((w.shape[3], w.shape[2]), filter_size(f), up, down, sides, flip_weight)
     return run_plan(x, w, f, steps, end, name)
 
 
@@ -147,15 +145,14 @@ def run_plan(
     if groups == 1:
         x = conv2d(x, w, conv, backend)
     else:
-        up, down, padding, correlate, _ = conv.arguments()
-        x = resampled_conv2d(x, w, tuple(up), tuple(down), tuple(padding), groups, not correlate)
+        x = resampled_conv2d(x, w, conv, groups)
         x = x.contiguous(memory_format=memory_format)
     if after is not None and last is not None:
         x = fir_ops.linear(x, f, after, backend)
     return apply_epilogue(x, end, backend=backend, f=f, fir=last or after)
 
 
-def _checked(x, w, f, up, down, padding, groups):
+def _checked(x, w, f, up, down, padding, groups) -> tuple[int, int, int, Padding]:
     check_image("x", x)
     check_tensor("w", w, 4)
     check_filter("f", f, x)

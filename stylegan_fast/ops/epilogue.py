@@ -464,4 +464,3 @@ def apply_epilogue(
             add=fused_add,
         )  # fmt: skip
     return y if late_add is None else y + late_add
-

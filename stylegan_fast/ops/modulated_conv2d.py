@@ -41,7 +41,8 @@ def modulated_conv2d(
     clamp: float | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """y[n,o] = d[n,o] * sum over i of conv2d_resample(styles[n,i] * x[n,i], weight[o,i]) + noise_strength * noise
+    """y[n,o] = d[n,o] * sum over i of conv2d_resample(styles[n,i] * x[n,i], weight[o,i])
+                 + noise_strength * noise
 
         d[n,o] = (sum over i, ky, kx of (weight[o,i,ky,kx] * styles[n,i])^2 + 1e-8)^-1/2
 

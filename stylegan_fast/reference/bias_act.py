@@ -67,8 +67,9 @@ class Epilogue(NamedTuple):
 def epilogue(x: torch.Tensor, end: Epilogue) -> torch.Tensor:
     """y = bias_act(scale[n,c] * x + strength * noise, b, act, alpha, gain, clamp), `[N, C, H, W]`
     and dtype of x."""
-    noise = end.noise if end.strength is None else end.noise * end.strength
-    noise = None if noise is None else noise.to(x.dtype)
+    noise = end.noise
+    if noise is not None:
+        noise = (noise if end.strength is None else noise * end.strength).to(x.dtype)
     if end.scale is not None:
         scale = end.scale.to(x.dtype)[:, :, None, None]
         x = x * scale if noise is None else torch.addcmul(noise, x, scale)

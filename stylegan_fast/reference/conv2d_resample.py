@@ -118,15 +118,7 @@ def conv2d_resample(
         flip_filter,
     )
     y = x if before is None else upfirdn2d(x, f, *before.arguments())
-    y = resampled_conv2d(
-        y,
-        w,
-        (conv.up_x, conv.up_y),
-        (conv.down_x, conv.down_y),
-        (conv.x0, conv.x1, conv.y0, conv.y1),
-        groups,
-        flip=not conv.flip_filter,
-    )
+    y = resampled_conv2d(y, w, conv, groups)
     for fir in (after, last):
         if fir is not None:
             y = upfirdn2d(y, f, *fir.arguments())

@@ -97,35 +97,33 @@ def _decimate(x: torch.Tensor, down: Pair) -> torch.Tensor:
 def resampled_conv2d(
     x: torch.Tensor,  # [N, I, H, W]
     w: torch.Tensor,  # [O, I / groups, kh, kw], or [N, O, I, kh, kw]: a weight for each sample
-    up: Pair = (1, 1),
-    down: Pair = (1, 1),
-    padding: Padding = (0, 0, 0, 0),
+    conv: Fir,
     groups: int = 1,
-    flip: bool = False,
 ) -> torch.Tensor:
-    """Zero-stuff x, pad or crop, correlate with w (rotated if `flip`), keep every down-th."""
+    """Zero-stuff x, pad or crop, correlate with w (rotated unless conv.flip_filter), keep every
+    down-th. conv.gain does not count."""
     if w.ndim == 5:
         n, i, height, width = x.shape
         x = x.reshape(1, n * i, height, width)
-        y = resampled_conv2d(x, w.flatten(0, 1), up, down, padding, n, flip)
+        y = resampled_conv2d(x, w.flatten(0, 1), conv, n)
         return y.reshape(n, -1, *y.shape[2:])
-    (ux, uy), (dx, dy), (x0, x1, y0, y1) = up, down, padding
-    if up == (1, 1):
-        w = w.flip((2, 3)) if flip else w
+    ux, uy, dx, dy, x0, x1, y0, y1, correlate, _ = conv
+    if ux == uy == 1:
+        w = w if correlate else w.flip((2, 3))
         if x0 == x1 >= 0 and y0 == y1 >= 0:
             return F.conv2d(x, w, stride=(dy, dx), padding=(y0, x0), groups=groups)
-        return F.conv2d(pad_or_crop(x, *padding), w, stride=(dy, dx), groups=groups)
+        return F.conv2d(pad_or_crop(x, x0, x1, y0, y1), w, stride=(dy, dx), groups=groups)
 
     # A transposed convolution skips the stuffed zeros. It gives the full convolution, the
     # (W - 1) ux + kw samples from kw - 1 before the image on; padding says which are wanted.
     o, i, kh, kw = w.shape
-    w = w if flip else w.flip((2, 3))
+    w = w.flip((2, 3)) if correlate else w
     w = w.reshape(groups, o // groups, i, kh, kw).transpose(1, 2).reshape(-1, o // groups, kh, kw)
     left, right, top, bottom = x0 - kw + 1, x1 - kw + ux, y0 - kh + 1, y1 - kh + uy
     crop_x, crop_y = max(0, min(-left, -right)), max(0, min(-top, -bottom))
     y = F.conv_transpose2d(x, w, stride=(uy, ux), padding=(crop_y, crop_x), groups=groups)
     y = pad_or_crop(y, left + crop_x, right + crop_x, top + crop_y, bottom + crop_y)
-    return _decimate(y, down)
+    return _decimate(y, (dx, dy))
 
 
 def upfirdn2d(
@@ -165,4 +163,4 @@ def _filter(
 ) -> torch.Tensor:
     channels = x.shape[1]
     w = taps.expand(channels, 1, *taps.shape)
-    return resampled_conv2d(x, w, up, down, padding, groups=channels, flip=not flip_filter)
+    return resampled_conv2d(x, w, Fir.of(up, down, padding, flip_filter, 1.0), channels)
