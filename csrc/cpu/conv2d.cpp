@@ -30,10 +30,11 @@ constexpr int kRows = 8;  // of sums in registers, of which there are 32
 constexpr int kRows = 4;
 #endif
 constexpr int kVectors = 3;                     // of such a row
-constexpr int64_t kBlockTiles = 96;             // tiles transformed together
+constexpr int64_t kBlockTiles = 48;             // tiles transformed together
 constexpr int64_t kBlockSums = 64;              // output channels, times phases
 constexpr int64_t kSharedWeights = 3 << 20;     // numbers of U that are kept
 constexpr int64_t kSharedTiles = 5 << 20;       // numbers of V that threads share
+constexpr int64_t kAhead = 2;  // channels
 constexpr int64_t kWorkPerThread = 1 << 20;     // multiplications
 
 constexpr int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
@@ -100,7 +101,22 @@ STYLEGAN_FAST_INLINE inline void along_both(Transform transform, const Load& loa
   });
 }
 
-// Number j of vector v of every column, in turn.
+// Every `columns`-th number of as many vectors, and back; `step` vectors apart.
+template <int columns>
+STYLEGAN_FAST_INLINE inline void split_columns(const Float* from, Float* to, int step) {
+  if constexpr (columns == 1) {
+    to[0] = from[0];
+  } else {
+    Float even[columns / 2], odd[columns / 2];
+    unrolled<columns / 2>([&](auto j) STYLEGAN_FAST_INLINE {
+      even[j] = evens(from[2 * j], from[2 * j + 1]);
+      odd[j] = odds(from[2 * j], from[2 * j + 1]);
+    });
+    split_columns<columns / 2>(even, to, 2 * step);
+    split_columns<columns / 2>(odd, to + step, 2 * step);
+  }
+}
+
 template <int columns>
 STYLEGAN_FAST_INLINE inline void interleave_columns(const Float* from, int step, Float* to) {
   if constexpr (columns == 1) {
@@ -202,6 +218,7 @@ struct Segments {
       at = last;
     }
   }
+  int64_t lanes() const { return all[count - 1].last; }
   const Segment* begin() const { return all; }
   const Segment* end() const { return all + count; }
 };
@@ -271,17 +288,11 @@ class Worker {
 
   // U of a block of output channels.
   void transform_weights(int64_t block, float* to) const {
-    const int64_t begin = block * problem_.block_channels;
-    for (int phase = 0; phase < problem_.phases; ++phase) {
-      for (int64_t o = 0; o < problem_.block_channels; o += problem_.planes ? 1 : kLanes) {
-        for (int64_t i = 0; i < p_.in_channels; i += problem_.planes ? kLanes : 1) {
-          const int64_t at = problem_.planes
-                                 ? problem_.weights.left_at(o * problem_.phases + phase, i)
-                                 : problem_.weights.right_at(phase * problem_.block_channels + o, i);
-          transform_weight(phase, begin + o, i, to + at);
-        }
-      }
-    }
+    const int64_t begin = block * problem_.block_channels, end = begin + problem_.block_channels;
+    for (int phase = 0; phase < problem_.phases; ++phase)
+      for (int64_t o = begin; o < end; o += kLanes)
+        for (int64_t i = 0; i < p_.in_channels; i += kLanes)
+          transform_some_weights(phase, begin, o, smaller(end, o + kLanes), i, to);
   }
 
   // V of some channels of a block of tiles.
@@ -289,9 +300,11 @@ class Worker {
     const int64_t begin = block * problem_.block_tiles, count = problem_.tiles.count();
     const int64_t end = smaller(begin + problem_.block_tiles, count);
     if (problem_.planes) {
-      for (int64_t t = begin; t < end; t += kLanes)
-        transform_planes(t, smaller(t + kLanes, end), first_channel, last_channel,
-                         to + problem_.inputs.right_at(t - begin, 0));
+      for (int64_t t = begin; t < end; t += kLanes) {
+        const Segments segments(problem_.tiles, t, smaller(t + kLanes, end));
+        for (int64_t c = first_channel; c < last_channel; ++c)
+          transform_planes(segments, c, to + problem_.inputs.right_at(t - begin, c));
+      }
     } else {
       for (int64_t t = begin; t < begin + round_up(end - begin, kRows); ++t)
         transform_pixels(t, t < end, first_channel, last_channel, to, t - begin);
@@ -337,24 +350,35 @@ class Worker {
       }
   }
 
-  // Of output channel o and input channels [i, i + kLanes), or the other way round.
-  void transform_weight(int phase, int64_t o, int64_t i, float* to) const {
-    alignas(64) float taps[kTaps * kTaps][kLanes] = {};
-    const int64_t lane_step = problem_.planes ? p_.stride_i : p_.stride_o;
-    const int64_t lanes = problem_.planes ? p_.in_channels - i : p_.out_channels - o;
-    const int count = o < p_.out_channels ? static_cast<int>(smaller(lanes, kLanes)) : 0;
-    const float* from = problem_.w + o * p_.stride_o + i * p_.stride_i;
+  // Of output channels [o, last) and input channels from i on, as many as a vector has lanes.
+  void transform_some_weights(int phase, int64_t begin, int64_t o, int64_t last, int64_t i,
+                              float* to) const {
+    alignas(64) float taps[kTaps * kTaps][kLanes][kLanes];
+    const int64_t outs = clip(p_.out_channels - o, 0, last - o);
+    const int64_t ins = smaller(p_.in_channels - i, kLanes);
+    if (outs < kLanes || ins < kLanes) std::memset(taps, 0, sizeof taps);
+    const bool planes = problem_.planes;
     for (int k = 0; k < kTaps * kTaps; ++k) {
       const int64_t ky = tap(k / kTaps, phase / p_.up, problem_.first_y, p_.pad_y, p_.kernel_y);
       const int64_t kx = tap(k % kTaps, phase % p_.up, problem_.first_x, p_.pad_x, p_.kernel_x);
-      if (ky < 0 || kx < 0) continue;
-      const float* at = from + ky * p_.stride_y + kx * p_.stride_x;
-      for (int lane = 0; lane < count; ++lane) taps[k][lane] = at[lane * lane_step];
+      if (ky < 0 || kx < 0) {
+        std::memset(taps[k], 0, sizeof taps[k]);
+        continue;
+      }
+      const float* from = problem_.w + ky * p_.stride_y + kx * p_.stride_x + o * p_.stride_o +
+                          i * p_.stride_i;
+      for (int a = 0; a < outs; ++a)
+        for (int b = 0; b < ins; ++b)
+          taps[k][planes ? a : b][planes ? b : a] = from[a * p_.stride_o + b * p_.stride_i];
     }
-    const int64_t step = problem_.weights.step;
-    along_both<kTaps, kPoints>(
-        WeightTransform(), [&](int k) STYLEGAN_FAST_INLINE { return Float::load(taps[k]); },
-        [&](int k, Float u) STYLEGAN_FAST_INLINE { u.store(to + k * step); });
+    const Operand& u = problem_.weights;
+    for (int64_t row = 0; row < (planes ? last - o : ins); ++row) {
+      float* at = to + (planes ? u.left_at((o - begin + row) * problem_.phases + phase, i)
+                               : u.right_at(phase * problem_.block_channels + o - begin, i + row));
+      along_both<kTaps, kPoints>(
+          WeightTransform(), [&](int k) STYLEGAN_FAST_INLINE { return Float::load(taps[k][row]); },
+          [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(at + k * u.step); });
+    }
   }
 
   // The tap through which an output row of this phase sees the a-th row of its tile, or -1.
@@ -364,87 +388,74 @@ class Worker {
     return p_.correlate ? k : taps - 1 - k;
   }
 
-  void transform_planes(int64_t begin, int64_t end, int64_t first_channel, int64_t last_channel,
-                        float* to) const {
+  // A vector of tiles of a channel.
+  void transform_planes(const Segments& segments, int64_t c, float* to) const {
     const Image& in = problem_.in;
-    const Segments segments(problem_.tiles, begin, end);
-    const Segment& whole = segments.all[0];
-    const int64_t x0 = whole.column * kTile + problem_.first_x;
-    // A vector of tiles reads this much of a row; the last of them need less.
-    constexpr int64_t kSeen = kTile * (kLanes + 1);
-    const bool direct = segments.count == 1 && whole.last == kLanes && in.stride_x == 1 && x0 >= 0 &&
-                        x0 + kSeen <= in.width;
-    alignas(64) float here[kPoints][kTile * kLanes] = {}, next[kPoints][kTile * kLanes] = {};
-    alignas(64) float scales[kLanes] = {};
-    const float *rows[kPoints], *next_rows[kPoints];
-    for (int r = 0; r < kPoints; ++r) rows[r] = here[r], next_rows[r] = next[r];
-    const int64_t step = problem_.inputs.step;
-    for (int64_t c = first_channel; c < last_channel; ++c) {
-      for (const Segment& s : segments) {
-        const float* plane = problem_.x + in.at(s.sample, c, 0, 0);
-        const int64_t x = s.column * kTile + problem_.first_x;
-        const int64_t pixels = (s.last - s.first) * kTile;
-        for (int r = 0; r < kPoints; ++r) {
-          const int64_t y = s.row * kTile + problem_.first_y + r;
-          if (y < 0 || y >= in.height) continue;
-          const float* row = plane + y * in.stride_y;
-          if (direct) {
-            rows[r] = row + x;
-            next_rows[r] = rows[r] + kTile;
-          } else {
-            copy_row(row, x, pixels, here[r] + s.first * kTile);
-            copy_row(row, x + kTile, pixels, next[r] + s.first * kTile);
-          }
+    alignas(64) float lines[kPoints][kTile * kLanes];
+    alignas(64) float after[2 * kPoints][kLanes], scales[kLanes];
+    const float* rows[kPoints];
+    uint32_t ends = 0;
+    if (segments.lanes() < kLanes) std::memset(lines, 0, sizeof lines);
+    for (const Segment& s : segments) {
+      const float* plane = problem_.x + in.at(s.sample, c, 0, 0);
+      const int64_t x = s.column * kTile + problem_.first_x, pixels = (s.last - s.first) * kTile;
+      const bool direct = pixels == kTile * kLanes && in.stride_x == 1 && x >= 0 &&
+                          x + pixels <= in.width;
+      ends |= 1u << (s.last - 1);
+      for (int r = 0; r < kPoints; ++r) {
+        const int64_t y = s.row * kTile + problem_.first_y + r;
+        const bool inside = y >= 0 && y < in.height;
+        const float* row = plane + y * in.stride_y;
+        for (int64_t j = 0; direct && j <= pixels; j += 64 / sizeof(float))
+          __builtin_prefetch(row + x + j + kAhead * in.stride_c, 0, 2);
+        for (int j = 0; j < 2; ++j) {
+          const int64_t at = x + pixels + j;
+          const bool seen = inside && at >= 0 && at < in.width;
+          after[2 * r + j][s.last - 1] = seen ? row[at * in.stride_x] : 0;
         }
-        if (problem_.pre) {
-          for (int64_t lane = s.first; lane < s.last; ++lane)
-            scales[lane] = problem_.pre[s.sample * in.channels + c];
+        rows[r] = direct && inside ? row + x : lines[r];
+        if (rows[r] == lines[r]) {
+          copy_row(row, inside ? in.width : 0, x, pixels, lines[r] + s.first * kTile);
         }
       }
-      alignas(64) Float tile[kProducts];
-      unrolled<kPoints>([&](auto r) STYLEGAN_FAST_INLINE {
-        split_columns(rows[r], next_rows[r], tile + r * kPoints);
-      });
-      if (problem_.pre) {
-        const Float scale = Float::load(scales);
-        unrolled<kProducts>([&](auto k) STYLEGAN_FAST_INLINE { tile[k] = scale * tile[k]; });
-      }
-      float* vectors = to + c * kLanes;
-      along_both<kPoints, kPoints>(
-          InputTransform(), [&](int k) STYLEGAN_FAST_INLINE { return tile[k]; },
-          [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(vectors + k * step); });
+      for (int64_t lane = s.first; problem_.pre && lane < s.last; ++lane)
+        scales[lane] = problem_.pre[s.sample * in.channels + c];
     }
+    const Mask last_of_row = mask_from_bits(ends, Float());
+    alignas(64) Float tile[kProducts];
+    unrolled<kPoints>([&](auto r) STYLEGAN_FAST_INLINE {
+      Float vectors[kTile];
+      unrolled<kTile>([&](auto v) STYLEGAN_FAST_INLINE {
+        vectors[v] = Float::load(rows[r] + v * kLanes);
+      });
+      Float* columns = tile + r * kPoints;
+      split_columns<kTile>(vectors, columns, 1);
+      unrolled<kPoints - kTile>([&](auto j) STYLEGAN_FAST_INLINE {
+        columns[kTile + j] = where(last_of_row, Float::load(after[2 * r + j]),
+                                   shifted<1>(columns[j], columns[j]));
+      });
+    });
+    if (problem_.pre) {
+      const Float scale = Float::load(scales);
+      unrolled<kProducts>([&](auto k) STYLEGAN_FAST_INLINE { tile[k] = scale * tile[k]; });
+    }
+    const int64_t step = problem_.inputs.step;
+    along_both<kPoints, kPoints>(
+        InputTransform(), [&](int k) STYLEGAN_FAST_INLINE { return tile[k]; },
+        [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(to + k * step); });
   }
 
-  // Pixels [x, x + count) of a row, 0 outside the image.
-  void copy_row(const float* row, int64_t x, int64_t count, float* to) const {
-    const Image& in = problem_.in;
-    const int64_t first = clip(-x, 0, count), last = clip(in.width - x, first, count);
-    for (int64_t j = 0; j < first; ++j) to[j] = 0;
-    if (in.stride_x == 1) {
+  // Pixels [x, x + count) of a row of `width`, 0 outside.
+  void copy_row(const float* row, int64_t width, int64_t x, int64_t count, float* to) const {
+    const int64_t step = problem_.in.stride_x;
+    const int64_t first = clip(-x, 0, count), last = clip(width - x, first, count);
+    std::memset(to, 0, first * sizeof(float));
+    if (step == 1) {
       std::memcpy(to + first, row + x + first, (last - first) * sizeof(float));
     } else {
-      for (int64_t j = first; j < last; ++j) to[j] = row[(x + j) * in.stride_x];
+      for (int64_t j = first; j < last; ++j) to[j] = row[(x + j) * step];
     }
-    for (int64_t j = last; j < count; ++j) to[j] = 0;
-  }
-
-  // The columns of a vector of tiles, 4 of them here and 2 in the next tile.
-  STYLEGAN_FAST_INLINE static void split_columns(const float* here, const float* next, Float* to) {
-    const auto half = [](const float* from, auto which) STYLEGAN_FAST_INLINE {
-      const Float a = Float::load(from), b = Float::load(from + kLanes);
-      return which ? odds(a, b) : evens(a, b);
-    };
-    using Even = std::integral_constant<int, 0>;
-    using Odd = std::integral_constant<int, 1>;
-    const Float e0 = half(here, Even()), e1 = half(here + 2 * kLanes, Even());
-    const Float o0 = half(here, Odd()), o1 = half(here + 2 * kLanes, Odd());
-    to[0] = evens(e0, e1);
-    to[1] = evens(o0, o1);
-    to[2] = odds(e0, e1);
-    to[3] = odds(o0, o1);
-    to[4] = evens(half(next, Even()), half(next + 2 * kLanes, Even()));
-    to[5] = evens(half(next, Odd()), half(next + 2 * kLanes, Odd()));
+    std::memset(to + last, 0, (count - last) * sizeof(float));
   }
 
   void transform_pixels(int64_t t, bool present, int64_t first_channel, int64_t last_channel,
@@ -592,6 +603,23 @@ class Worker {
   const float* const zeros_;
 };
 
+// Numbers in whole cache lines, not zeroed.
+class Workspace {
+ public:
+  explicit Workspace(int64_t count) : data_(std::malloc(count * sizeof(float) + 64)) {
+    if (!data_) throw std::bad_alloc();
+  }
+  ~Workspace() { std::free(data_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  float* get() const {
+    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(data_) + 63) / 64 * 64);
+  }
+
+ private:
+  void* data_;
+};
+
 template <class Body>
 void parallel(int64_t count, int threads, Body&& body) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
@@ -610,13 +638,13 @@ void conv2d_forward(const Conv2d& p, const Epilogue* e, const void* x, const voi
   const int64_t inputs = problem.inputs.step * kProducts, sums = problem.sums_step * kProducts;
   const int64_t weight_blocks = problem.shares_tiles ? used : problem.channel_blocks;
   const int64_t input_blocks = problem.shares_tiles ? problem.shared_blocks : used;
-  const Buffer<float> workspace(weights * weight_blocks + inputs * input_blocks + sums * used +
-                                p.in_channels + 2 * kLanes + 16);
-  float* const all_weights =
-      workspace.get() + (64 - reinterpret_cast<uintptr_t>(workspace.get()) % 64) % 64 / sizeof(float);
+  const Workspace workspace(weights * weight_blocks + inputs * input_blocks + sums * used +
+                            p.in_channels + kLanes);
+  float* const all_weights = workspace.get();
   float* const all_inputs = all_weights + weights * weight_blocks;
   float* const all_sums = all_inputs + inputs * input_blocks;
-  const float* const zeros = all_sums + sums * used;
+  float* const zeros = all_sums + sums * used;
+  std::memset(zeros, 0, (p.in_channels + kLanes) * sizeof(float));
   const auto worker = [&](int64_t thread) {
     return Worker(problem, all_sums + thread * sums, zeros);
   };
