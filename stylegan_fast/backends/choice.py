@@ -40,6 +40,8 @@ class ConvClass(NamedTuple):
     kernel_y: int
     up: int
     down: int
+    pad_x: int  # the time does not depend on it, but what a kernel can do
+    pad_y: int
 
     @classmethod
     def of(
@@ -53,7 +55,8 @@ class ConvClass(NamedTuple):
         n, channels, height, width = x.shape
         nhwc = not x.is_contiguous()
         image = (n, channels, out_channels, height, width)
-        return cls(direction, x.dtype, nhwc, *image, *kernel_size, conv.up_x, conv.down_x)
+        factors = (conv.up_x, conv.down_x)
+        return cls(direction, x.dtype, nhwc, *image, *kernel_size, *factors, conv.x0, conv.y0)
 
     def key(self, backend: str) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .. import _env
 from . import native
 from .choice import FORWARD, ConvClass
 from .geometry import Fir, Geometry, Tail
@@ -177,6 +178,8 @@ def conv2d_forward(
 
 def conv2d_refusal(call: ConvClass) -> str | None:
     """None, or why the Winograd kernel cannot run such a call."""
+    if _env.choice("STYLEGAN_FAST_WINOGRAD", ("0", "1")) == "0":
+        return "STYLEGAN_FAST_WINOGRAD=0"
     if call.direction != FORWARD:
         return "it has no weight gradient of its own"
     if call.dtype != torch.float32:
@@ -185,6 +188,10 @@ def conv2d_refusal(call: ConvClass) -> str | None:
         return "it is for up=1 or 2 and down=1"
     if max(call.kernel_x, call.kernel_y) > 3 * call.up:
         return "it is for kernels of at most 3x3, or 6x6 with up=2"
+    if (call.kernel_x == 6 and call.pad_x % 2 == 0) or (
+        call.kernel_y == 6 and call.pad_y % 2 == 0
+    ):
+        return "with an even padding 6 taps of an upsampled row are 4 of some tile's row"
     return None
 
 
@@ -194,7 +201,7 @@ def conv2d_preferred(call: ConvClass) -> bool:
     larger kernel of an upsampling layer where it does not fit the caches."""
     if min(call.kernel_x, call.kernel_y) < 3 or min(call.in_channels, call.out_channels) < 16:
         return False
-    tiles = call.samples * (call.height + 3) // 4 * (call.width + 3) // 4
+    tiles = call.samples * -(-call.height // 4) * -(-call.width // 4)
     if call.up == 2:
         return tiles >= 16 and call.in_channels * call.out_channels <= 128 * 256
     return tiles >= 16
