@@ -24,10 +24,18 @@ struct Conv2d {
   bool correlate;
 };
 
-// Masks and `add` as in csrc/upfirdn2d.h. `pre` [samples, in_channels] may be null.
+// The gradient is that of the weight, where w is, summed over the samples:
+//
+//     dw[o,i,ky,kx] = sum over n, oy, ox of
+//                     post[n,o] * dy[o,oy,ox] * z[i, oy * down + ky - pad_y, ox * down + kx - pad_x]
+//
+// Masks and `add` as in csrc/upfirdn2d.h. `pre` [samples, in_channels] and `post` [samples,
+// out_channels] may be null.
 namespace cpu {
 void conv2d_forward(const Conv2d&, const Epilogue* epilogue, const void* x, const void* w,
                     const float* pre, const void* add, void* y, uint8_t* mask, int threads);
+void conv2d_weight_gradient(const Conv2d&, const void* x, const void* dy, const float* pre,
+                            const float* post, void* dw, int threads);
 }  // namespace cpu
 
 }  // namespace stylegan_fast

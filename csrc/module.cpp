@@ -130,6 +130,14 @@ PYBIND11_MODULE(_C, m) {
                             pointer<void>(add), pointer<void>(y), pointer<uint8_t>(mask), threads);
       },
       without_gil);
+  m.def(
+      "cpu_conv2d_weight_gradient",
+      [](const Conv2d& p, uintptr_t x, uintptr_t dy, uintptr_t pre, uintptr_t post, uintptr_t dw,
+         int threads) {
+        cpu::conv2d_weight_gradient(p, pointer<void>(x), pointer<void>(dy), pointer<float>(pre),
+                                    pointer<float>(post), pointer<void>(dw), threads);
+      },
+      without_gil);
 
 #ifdef STYLEGAN_FAST_WITH_CUDA
   m.def("cuda_epilogue_workspace", &cuda::epilogue_workspace);

@@ -34,6 +34,7 @@ constexpr int64_t kBlockTiles = 48;             // tiles transformed together
 constexpr int64_t kBlockSums = 64;              // output channels, times phases
 constexpr int64_t kSharedWeights = 3 << 20;     // numbers of U that are kept
 constexpr int64_t kSharedTiles = 5 << 20;       // numbers of V that threads share
+constexpr int64_t kGradientTiles = 1 << 15;     // times channels
 constexpr int64_t kAhead = 2;  // channels
 constexpr int64_t kWorkPerThread = 1 << 20;     // multiplications
 
@@ -80,6 +81,29 @@ struct OutputTransform {
     y[1] = difference + Float(0.5) * m[3] - Float(2.0) * m[4];
     y[2] = sum + Float(0.25) * m[3] + Float(4.0) * m[4];
     y[3] = (difference + m[5]) + Float(0.125) * m[3] - Float(8.0) * m[4];
+  }
+};
+
+// Transposes of the output's and the weight's, for the gradient of the weight.
+struct GradientTransform {
+  STYLEGAN_FAST_INLINE void operator()(const Float* d, Float* m) const {
+    const Float even = d[0] + d[2], odd = d[1] + d[3];
+    m[0] = d[0];
+    m[1] = even + odd;
+    m[2] = even - odd;
+    m[3] = d[0] + Float(0.5) * d[1] + Float(0.25) * d[2] + Float(0.125) * d[3];
+    m[4] = d[0] - Float(2.0) * d[1] + Float(4.0) * d[2] - Float(8.0) * d[3];
+    m[5] = d[3];
+  }
+};
+
+struct WeightGradientTransform {
+  STYLEGAN_FAST_INLINE void operator()(const Float* u, Float* g) const {
+    const Float sum = Float(1.0 / 3) * (u[1] + u[2]), difference = Float(1.0 / 3) * (u[1] - u[2]);
+    const Float c = Float(4.0 / 15) * u[3], d = Float(1.0 / 15) * u[4];
+    g[0] = (u[0] + difference) - Float(4.0) * c + d;
+    g[1] = sum - Float(2.0) * c - Float(2.0) * d;
+    g[2] = (difference + u[5]) - c + Float(4.0) * d;
   }
 };
 
@@ -151,33 +175,56 @@ struct Operand {
   int64_t right_at(int64_t column, int64_t k) const { return column * depth + k * kLanes; }
 };
 
-// kRows rows of `vectors` vectors of sums.
-template <int vectors>
+// kRows rows of `vectors` vectors of sums, added to what is there where they continue it. Vectors of
+// the left operand run along the sum, or where it is transposed along the rows.
+template <int vectors, bool transposed = false, bool continued = false>
 void multiply(const float* left, const float* right, int64_t depth, float* to, int64_t row_step) {
+  constexpr int kRowStep = transposed ? 1 : kLanes;
   Float sums[kRows * vectors];
-  unrolled<kRows * vectors>([&](auto s) STYLEGAN_FAST_INLINE { sums[s] = Float(0.0); });
+  unrolled<kRows * vectors>([&](auto s) STYLEGAN_FAST_INLINE {
+    const float* before = to + s / vectors * row_step + s % vectors * kLanes;
+    sums[s] = continued ? Float::load(before) : Float(0.0);
+  });
   const int64_t vector_step = depth * kLanes;
   for (int64_t rest = depth; rest > 0; rest -= kLanes) {
     const int64_t count = smaller(rest, kLanes);
-    for (int64_t k = 0; k < count; ++k, ++left, right += kLanes) {
+    for (int64_t k = 0; k < count; ++k, left += kLanes / kRowStep, right += kLanes) {
       Float b[vectors];
       unrolled<vectors>([&](auto v) STYLEGAN_FAST_INLINE {
         b[v] = Float::load(right + v * vector_step);
       });
       unrolled<kRows>([&](auto r) STYLEGAN_FAST_INLINE {
-        const Float a = broadcast(left[r * kLanes]);
+        const Float a = broadcast(left[r * kRowStep]);
         unrolled<vectors>([&](auto v) STYLEGAN_FAST_INLINE {
           sums[r * vectors + v] = sums[r * vectors + v] + a * b[v];
         });
       });
     }
-    left += (kRows - 1) * kLanes;
+    if (!transposed) left += (kRows - 1) * kLanes;
   }
   unrolled<kRows>([&](auto r) STYLEGAN_FAST_INLINE {
     unrolled<vectors>([&](auto v) STYLEGAN_FAST_INLINE {
       sums[r * vectors + v].store(to + r * row_step + v * kLanes);
     });
   });
+}
+
+// rows x columns of them, of operands of which the left one has vectors along `depth`, or rows.
+template <bool transposed = false, bool continued = false>
+void multiply_all(const float* left, const float* right, int64_t rows, int64_t columns,
+                  int64_t depth, float* to, int64_t row_step) {
+  for (int64_t c = 0; c < columns; c += kVectors * kLanes)
+    for (int64_t r = 0; r < rows; r += kRows) {
+      const float* a = left + (transposed ? r / kLanes * kLanes * depth + r % kLanes
+                                          : r * round_up(depth, kLanes));
+      const float* b = right + c * depth;
+      float* sums = to + r * row_step + c;
+      switch (ceil_divide(columns - c, kLanes)) {
+        case 1: multiply<1, transposed, continued>(a, b, depth, sums, row_step); break;
+        case 2: multiply<2, transposed, continued>(a, b, depth, sums, row_step); break;
+        default: multiply<kVectors, transposed, continued>(a, b, depth, sums, row_step);
+      }
+    }
 }
 
 struct Image {
@@ -223,22 +270,160 @@ struct Segments {
   const Segment* end() const { return all + count; }
 };
 
+// Tiles of an image, the first of which begins at (first_y, first_x), and factors of its channels.
+struct Source {
+  const float* data;
+  Image image;
+  Tiling tiles;
+  int64_t first_y, first_x;
+  const float* scale;  // [samples, channels], or null
+};
+
+// Pixels [x, x + count) of a row of `width`, 0 outside.
+inline void copy_row(const float* row, int64_t width, int64_t step, int64_t x, int64_t count,
+                     float* to) {
+  const int64_t first = clip(-x, 0, count), last = clip(width - x, first, count);
+  std::memset(to, 0, first * sizeof(float));
+  if (step == 1) {
+    std::memcpy(to + first, row + x + first, (last - first) * sizeof(float));
+  } else {
+    for (int64_t j = first; j < last; ++j) to[j] = row[(x + j) * step];
+  }
+  std::memset(to + last, 0, (count - last) * sizeof(float));
+}
+
+// A vector of tiles of a channel, of which `seen` x `seen` pixels are seen.
+template <int seen, class Transform>
+void transform_planes(const Source& source, const Segments& segments, int64_t c,
+                      Transform transform, float* to, int64_t step) {
+  const Image& image = source.image;
+  constexpr int kBeyond = seen - kTile;
+  alignas(64) float lines[seen][kTile * kLanes];
+  alignas(64) float beyond[seen][kBeyond + 1][kLanes], scales[kLanes] = {};
+  const float* rows[seen];
+  uint32_t ends = 0;
+  if (segments.lanes() < kLanes) std::memset(lines, 0, sizeof lines);
+  for (const Segment& s : segments) {
+    const float* plane = source.data + image.at(s.sample, c, 0, 0);
+    const int64_t x = s.column * kTile + source.first_x, pixels = (s.last - s.first) * kTile;
+    const bool direct = pixels == kTile * kLanes && image.stride_x == 1 && x >= 0 &&
+                        x + pixels <= image.width;
+    ends |= 1u << (s.last - 1);
+    for (int r = 0; r < seen; ++r) {
+      const int64_t y = s.row * kTile + source.first_y + r;
+      const bool inside = y >= 0 && y < image.height;
+      const float* row = plane + (inside ? y * image.stride_y : 0);
+      for (int64_t j = 0; direct && j <= pixels; j += 64 / sizeof(float))
+        __builtin_prefetch(row + x + j + kAhead * image.stride_c, 0, 2);
+      for (int j = 0; j < kBeyond; ++j) {
+        const int64_t at = x + pixels + j;
+        const bool present = inside && at >= 0 && at < image.width;
+        beyond[r][j][s.last - 1] = present ? row[at * image.stride_x] : 0;
+      }
+      rows[r] = direct && inside ? row + x : lines[r];
+      if (rows[r] == lines[r]) {
+        copy_row(row, inside ? image.width : 0, image.stride_x, x, pixels,
+                 lines[r] + s.first * kTile);
+      }
+    }
+    for (int64_t lane = s.first; source.scale && lane < s.last; ++lane)
+      scales[lane] = source.scale[s.sample * image.channels + c];
+  }
+  const Mask last_of_row = mask_from_bits(ends, Float());
+  alignas(64) Float tile[seen * seen];
+  unrolled<seen>([&](auto r) STYLEGAN_FAST_INLINE {
+    Float vectors[kTile];
+    unrolled<kTile>([&](auto v) STYLEGAN_FAST_INLINE {
+      vectors[v] = Float::load(rows[r] + v * kLanes);
+    });
+    Float* columns = tile + r * seen;
+    split_columns<kTile>(vectors, columns, 1);
+    unrolled<kBeyond>([&](auto j) STYLEGAN_FAST_INLINE {
+      columns[kTile + j] = where(last_of_row, Float::load(beyond[r][j]),
+                                 shifted<1>(columns[j], columns[j]));
+    });
+  });
+  if (source.scale) {
+    const Float scale = Float::load(scales);
+    unrolled<seen * seen>([&](auto k) STYLEGAN_FAST_INLINE { tile[k] = scale * tile[k]; });
+  }
+  along_both<seen, kPoints>(
+      transform, [&](int k) STYLEGAN_FAST_INLINE { return tile[k]; },
+      [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(to + k * step); });
+}
+
+// Some channels of a tile, or where it is beyond the last one zeros. The vectors of channel c are
+// stored from at(c) on.
+template <int seen, class Transform, class At>
+void transform_pixels(const Source& source, int64_t t, const float* zeros, int64_t first_channel,
+                      int64_t last_channel, Transform transform, const At& at, int64_t step) {
+  const Image& image = source.image;
+  const Tiling& tiles = source.tiles;
+  const bool present = t < tiles.count();
+  const int64_t sample = t / tiles.columns / tiles.rows;
+  const int64_t y0 = t / tiles.columns % tiles.rows * kTile + source.first_y;
+  const int64_t x0 = t % tiles.columns * kTile + source.first_x;
+  const float* pixels[seen * seen];
+  for (int k = 0; k < seen * seen; ++k) {
+    const int64_t y = y0 + k / seen, x = x0 + k % seen;
+    const bool inside = present && y >= 0 && y < image.height && x >= 0 && x < image.width;
+    pixels[k] = inside ? source.data + image.at(sample, 0, y, x) : zeros;
+  }
+  for (int64_t c = first_channel; c < last_channel; c += kLanes) {
+    const int count = static_cast<int>(smaller(kLanes, last_channel - c));
+    float* to = at(c);
+    Float scale(1.0);
+    if (source.scale && present) {
+      scale = load_lanes(source.scale + sample * image.channels + c, 0, count);
+    }
+    const auto apply = [&](const auto& load) STYLEGAN_FAST_INLINE {
+      along_both<seen, kPoints>(
+          transform, [&](int k) STYLEGAN_FAST_INLINE { return scale * load(k); },
+          [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(to + k * step); });
+    };
+    if (image.stride_c == 1 && count == kLanes) {
+      apply([&](int k) STYLEGAN_FAST_INLINE { return Float::load(pixels[k] + c); });
+    } else {
+      alignas(64) float gathered[seen * seen][kLanes] = {};
+      for (int k = 0; k < seen * seen; ++k)
+        for (int lane = 0; pixels[k] != zeros && lane < count; ++lane)
+          gathered[k][lane] = pixels[k][(c + lane) * image.stride_c];
+      apply([&](int k) STYLEGAN_FAST_INLINE { return Float::load(gathered[k]); });
+    }
+  }
+}
+
+// Where in the weight of a pair of channels the k-th of the 3x3 taps of a phase is, or -1.
+inline int64_t weight_at(const Conv2d& p, int phase, int k) {
+  const auto tap = [&p](int at, int phase, int64_t pad, int taps) -> int64_t {
+    const int64_t tap = p.up * (ceil_divide(-pad, p.up) + at) - phase + pad;
+    if (tap < 0 || tap >= taps) return -1;
+    return p.correlate ? tap : taps - 1 - tap;
+  };
+  const int64_t y = tap(k / kTaps, phase / p.up, p.pad_y, p.kernel_y);
+  const int64_t x = tap(k % kTaps, phase % p.up, p.pad_x, p.kernel_x);
+  return y < 0 || x < 0 ? -1 : y * p.stride_y + x * p.stride_x;
+}
+
+int useful_threads(double work, int most) {
+  const double useful = work / kWorkPerThread;
+  return static_cast<int>(larger(1, useful < most ? static_cast<int64_t>(useful) : most));
+}
+
 struct Problem {
   Problem(const Conv2d& p, const Epilogue* e, const float* x, const float* w, const float* pre,
           const float* add, float* y, uint8_t* mask, int most_threads)
-      : p(p), x(x), w(w), pre(pre), add(add), y(y), tail(e, mask),
-        in(p.in_channels, p.in_height, p.in_width, p.in_channels_last),
+      : p(p), w(w), add(add), y(y), tail(e, mask),
         out(p.out_channels, p.out_height, p.out_width, p.out_channels_last),
         phases(p.up * p.up),
         tiles{p.samples, ceil_divide(p.out_height, p.up * kTile),
               ceil_divide(p.out_width, p.up * kTile)},
-        first_y(ceil_divide(-p.pad_y, p.up)), first_x(ceil_divide(-p.pad_x, p.up)),
+        in{x, Image(p.in_channels, p.in_height, p.in_width, p.in_channels_last), tiles,
+           ceil_divide(-p.pad_y, p.up), ceil_divide(-p.pad_x, p.up), pre},
         planes(!p.out_channels_last) {
     const double work = static_cast<double>(kProducts) * tiles.count() * phases * p.in_channels *
                         p.out_channels;
-    threads = static_cast<int>(larger(1, work / kWorkPerThread < most_threads
-                                             ? static_cast<int64_t>(work / kWorkPerThread)
-                                             : most_threads));
+    threads = useful_threads(work, most_threads);
     block_tiles = smaller(kBlockTiles, round_up(tiles.count(), planes ? kLanes : kRows));
     tile_blocks = ceil_divide(tiles.count(), block_tiles);
     const int64_t unit = planes ? kRows : kLanes;
@@ -263,13 +448,13 @@ struct Problem {
   }
 
   const Conv2d& p;
-  const float *x, *w, *pre, *add;
+  const float *w, *add;
   float* y;
   const Tail<Float> tail;
-  const Image in, out;
+  const Image out;
   const int phases;  // of the output's rows and columns
   const Tiling tiles;
-  const int64_t first_y, first_x;  // of the input pixels of tile 0
+  const Source in;
   const bool planes;
   int threads;
   int64_t block_tiles, tile_blocks, block_channels, channel_blocks;
@@ -297,17 +482,20 @@ class Worker {
 
   // V of some channels of a block of tiles.
   void transform_input(int64_t block, int64_t first_channel, int64_t last_channel, float* to) const {
-    const int64_t begin = block * problem_.block_tiles, count = problem_.tiles.count();
-    const int64_t end = smaller(begin + problem_.block_tiles, count);
+    const int64_t begin = block * problem_.block_tiles, step = problem_.inputs.step;
+    const int64_t end = smaller(begin + problem_.block_tiles, problem_.tiles.count());
     if (problem_.planes) {
       for (int64_t t = begin; t < end; t += kLanes) {
         const Segments segments(problem_.tiles, t, smaller(t + kLanes, end));
         for (int64_t c = first_channel; c < last_channel; ++c)
-          transform_planes(segments, c, to + problem_.inputs.right_at(t - begin, c));
+          transform_planes<kPoints>(problem_.in, segments, c, InputTransform(),
+                                    to + problem_.inputs.right_at(t - begin, c), step);
       }
     } else {
       for (int64_t t = begin; t < begin + round_up(end - begin, kRows); ++t)
-        transform_pixels(t, t < end, first_channel, last_channel, to, t - begin);
+        transform_pixels<kPoints>(
+            problem_.in, t, zeros_, first_channel, last_channel, InputTransform(),
+            [&](int64_t c) { return to + problem_.inputs.left_at(t - begin, c); }, step);
     }
   }
 
@@ -321,8 +509,9 @@ class Worker {
       const float* u = weights + k * problem_.weights.step;
       const float* v = inputs + k * problem_.inputs.step;
       float* to = sums_ + k * problem_.sums_step;
-      problem_.planes ? multiply_all(u, v, sums, end - begin, to)
-                      : multiply_all(v, u, end - begin, sums, to);
+      const int64_t depth = p_.in_channels, step = problem_.sum_step;
+      problem_.planes ? multiply_all(u, v, sums, end - begin, depth, to, step)
+                      : multiply_all(v, u, end - begin, sums, depth, to, step);
     }
     const int64_t first = channel_block * problem_.block_channels;
     const int64_t last = smaller(first + problem_.block_channels, p_.out_channels);
@@ -334,22 +523,6 @@ class Worker {
   }
 
  private:
-  void multiply_all(const float* left, const float* right, int64_t rows, int64_t columns,
-                    float* to) const {
-    const int64_t depth = p_.in_channels, step = problem_.sum_step;
-    for (int64_t c = 0; c < columns; c += kVectors * kLanes)
-      for (int64_t r = 0; r < rows; r += kRows) {
-        const float* a = left + r * round_up(depth, kLanes);
-        const float* b = right + c * depth;
-        float* sums = to + r * step + c;
-        switch (ceil_divide(columns - c, kLanes)) {
-          case 1: multiply<1>(a, b, depth, sums, step); break;
-          case 2: multiply<2>(a, b, depth, sums, step); break;
-          default: multiply<kVectors>(a, b, depth, sums, step);
-        }
-      }
-  }
-
   // Of output channels [o, last) and input channels from i on, as many as a vector has lanes.
   void transform_some_weights(int phase, int64_t begin, int64_t o, int64_t last, int64_t i,
                               float* to) const {
@@ -359,14 +532,12 @@ class Worker {
     if (outs < kLanes || ins < kLanes) std::memset(taps, 0, sizeof taps);
     const bool planes = problem_.planes;
     for (int k = 0; k < kTaps * kTaps; ++k) {
-      const int64_t ky = tap(k / kTaps, phase / p_.up, problem_.first_y, p_.pad_y, p_.kernel_y);
-      const int64_t kx = tap(k % kTaps, phase % p_.up, problem_.first_x, p_.pad_x, p_.kernel_x);
-      if (ky < 0 || kx < 0) {
+      const int64_t at = weight_at(p_, phase, k);
+      if (at < 0) {
         std::memset(taps[k], 0, sizeof taps[k]);
         continue;
       }
-      const float* from = problem_.w + ky * p_.stride_y + kx * p_.stride_x + o * p_.stride_o +
-                          i * p_.stride_i;
+      const float* from = problem_.w + at + o * p_.stride_o + i * p_.stride_i;
       for (int a = 0; a < outs; ++a)
         for (int b = 0; b < ins; ++b)
           taps[k][planes ? a : b][planes ? b : a] = from[a * p_.stride_o + b * p_.stride_i];
@@ -378,121 +549,6 @@ class Worker {
       along_both<kTaps, kPoints>(
           WeightTransform(), [&](int k) STYLEGAN_FAST_INLINE { return Float::load(taps[k][row]); },
           [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(at + k * u.step); });
-    }
-  }
-
-  // The tap through which an output row of this phase sees the a-th row of its tile, or -1.
-  int64_t tap(int a, int phase, int64_t first, int64_t pad, int taps) const {
-    const int64_t k = p_.up * (first + a) - phase + pad;
-    if (k < 0 || k >= taps) return -1;
-    return p_.correlate ? k : taps - 1 - k;
-  }
-
-  // A vector of tiles of a channel.
-  void transform_planes(const Segments& segments, int64_t c, float* to) const {
-    const Image& in = problem_.in;
-    alignas(64) float lines[kPoints][kTile * kLanes];
-    alignas(64) float after[2 * kPoints][kLanes], scales[kLanes];
-    const float* rows[kPoints];
-    uint32_t ends = 0;
-    if (segments.lanes() < kLanes) std::memset(lines, 0, sizeof lines);
-    for (const Segment& s : segments) {
-      const float* plane = problem_.x + in.at(s.sample, c, 0, 0);
-      const int64_t x = s.column * kTile + problem_.first_x, pixels = (s.last - s.first) * kTile;
-      const bool direct = pixels == kTile * kLanes && in.stride_x == 1 && x >= 0 &&
-                          x + pixels <= in.width;
-      ends |= 1u << (s.last - 1);
-      for (int r = 0; r < kPoints; ++r) {
-        const int64_t y = s.row * kTile + problem_.first_y + r;
-        const bool inside = y >= 0 && y < in.height;
-        const float* row = plane + y * in.stride_y;
-        for (int64_t j = 0; direct && j <= pixels; j += 64 / sizeof(float))
-          __builtin_prefetch(row + x + j + kAhead * in.stride_c, 0, 2);
-        for (int j = 0; j < 2; ++j) {
-          const int64_t at = x + pixels + j;
-          const bool seen = inside && at >= 0 && at < in.width;
-          after[2 * r + j][s.last - 1] = seen ? row[at * in.stride_x] : 0;
-        }
-        rows[r] = direct && inside ? row + x : lines[r];
-        if (rows[r] == lines[r]) {
-          copy_row(row, inside ? in.width : 0, x, pixels, lines[r] + s.first * kTile);
-        }
-      }
-      for (int64_t lane = s.first; problem_.pre && lane < s.last; ++lane)
-        scales[lane] = problem_.pre[s.sample * in.channels + c];
-    }
-    const Mask last_of_row = mask_from_bits(ends, Float());
-    alignas(64) Float tile[kProducts];
-    unrolled<kPoints>([&](auto r) STYLEGAN_FAST_INLINE {
-      Float vectors[kTile];
-      unrolled<kTile>([&](auto v) STYLEGAN_FAST_INLINE {
-        vectors[v] = Float::load(rows[r] + v * kLanes);
-      });
-      Float* columns = tile + r * kPoints;
-      split_columns<kTile>(vectors, columns, 1);
-      unrolled<kPoints - kTile>([&](auto j) STYLEGAN_FAST_INLINE {
-        columns[kTile + j] = where(last_of_row, Float::load(after[2 * r + j]),
-                                   shifted<1>(columns[j], columns[j]));
-      });
-    });
-    if (problem_.pre) {
-      const Float scale = Float::load(scales);
-      unrolled<kProducts>([&](auto k) STYLEGAN_FAST_INLINE { tile[k] = scale * tile[k]; });
-    }
-    const int64_t step = problem_.inputs.step;
-    along_both<kPoints, kPoints>(
-        InputTransform(), [&](int k) STYLEGAN_FAST_INLINE { return tile[k]; },
-        [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(to + k * step); });
-  }
-
-  // Pixels [x, x + count) of a row of `width`, 0 outside.
-  void copy_row(const float* row, int64_t width, int64_t x, int64_t count, float* to) const {
-    const int64_t step = problem_.in.stride_x;
-    const int64_t first = clip(-x, 0, count), last = clip(width - x, first, count);
-    std::memset(to, 0, first * sizeof(float));
-    if (step == 1) {
-      std::memcpy(to + first, row + x + first, (last - first) * sizeof(float));
-    } else {
-      for (int64_t j = first; j < last; ++j) to[j] = row[(x + j) * step];
-    }
-    std::memset(to + last, 0, (count - last) * sizeof(float));
-  }
-
-  void transform_pixels(int64_t t, bool present, int64_t first_channel, int64_t last_channel,
-                        float* to, int64_t row) const {
-    const Image& in = problem_.in;
-    const Tiling& tiles = problem_.tiles;
-    const int64_t sample = t / tiles.columns / tiles.rows;
-    const int64_t y0 = t / tiles.columns % tiles.rows * kTile + problem_.first_y;
-    const int64_t x0 = t % tiles.columns * kTile + problem_.first_x;
-    const float* pixels[kProducts];
-    for (int k = 0; k < kProducts; ++k) {
-      const int64_t y = y0 + k / kPoints, x = x0 + k % kPoints;
-      const bool inside = present && y >= 0 && y < in.height && x >= 0 && x < in.width;
-      pixels[k] = inside ? problem_.x + in.at(sample, 0, y, x) : zeros_;
-    }
-    const int64_t step = problem_.inputs.step;
-    for (int64_t c = first_channel; c < last_channel; c += kLanes) {
-      const int count = static_cast<int>(smaller(kLanes, last_channel - c));
-      float* vectors = to + problem_.inputs.left_at(row, c);
-      Float scale(1.0);
-      if (problem_.pre && present) {
-        scale = load_lanes(problem_.pre + sample * in.channels + c, 0, count);
-      }
-      const auto transform = [&](const auto& load) STYLEGAN_FAST_INLINE {
-        along_both<kPoints, kPoints>(
-            InputTransform(), [&](int k) STYLEGAN_FAST_INLINE { return scale * load(k); },
-            [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(vectors + k * step); });
-      };
-      if (in.stride_c == 1 && count == kLanes) {
-        transform([&](int k) STYLEGAN_FAST_INLINE { return Float::load(pixels[k] + c); });
-      } else {
-        alignas(64) float gathered[kProducts][kLanes] = {};
-        for (int k = 0; k < kProducts; ++k)
-          for (int lane = 0; pixels[k] != zeros_ && lane < count; ++lane)
-            gathered[k][lane] = pixels[k][(c + lane) * in.stride_c];
-        transform([&](int k) STYLEGAN_FAST_INLINE { return Float::load(gathered[k]); });
-      }
     }
   }
 
@@ -627,7 +683,158 @@ void parallel(int64_t count, int threads, Body&& body) {
     body(thread, count * thread / threads, count * (thread + 1) / threads);
 }
 
+// dU[k,o,i] = sum over tiles t of D[k,o,t] V[k,i,t] with D = A'(post * dy), the sum for a block of tiles
+// at a time; then dw = G'(dU).
+class WeightGradient {
+ public:
+  WeightGradient(const Conv2d& p, const float* x, const float* dy, const float* pre,
+                 const float* post, float* dw, int most_threads)
+      : p_(p), tiles_{p.samples, ceil_divide(p.out_height, kTile), ceil_divide(p.out_width, kTile)},
+        x_{x, Image(p.in_channels, p.in_height, p.in_width, p.in_channels_last), tiles_, -p.pad_y,
+           -p.pad_x, pre},
+        dy_{dy, Image(p.out_channels, p.out_height, p.out_width, p.out_channels_last), tiles_, 0, 0,
+            post},
+        dw_(dw), planes_(!p.in_channels_last && !p.out_channels_last),
+        block_(smaller(round_up(tiles_.count(), kLanes),
+                       larger(kBlockTiles, kGradientTiles / (p.in_channels + p.out_channels) /
+                                               kLanes * kLanes))),
+        rows_(operand(p.out_channels, block_, planes_)),
+        columns_(operand(p.in_channels, block_, false)),
+        sum_step_(round_up(p.in_channels, kLanes)),
+        sums_step_(Operand::odd_lines(round_up(p.out_channels, kRows) * sum_step_)),
+        threads_(useful_threads(static_cast<double>(kProducts) * tiles_.count() * p.in_channels *
+                                    p.out_channels, most_threads)),
+        zeros_size_(larger(p.in_channels, p.out_channels) + kLanes),
+        workspace_((rows_.step + columns_.step + sums_step_) * kProducts + zeros_size_),
+        to_rows_(workspace_.get()), to_columns_(to_rows_ + rows_.step * kProducts),
+        sums_(to_columns_ + columns_.step * kProducts), zeros_(sums_ + sums_step_ * kProducts) {
+    std::memset(zeros_, 0, zeros_size_ * sizeof(float));
+  }
+
+  void run() const {
+    const int64_t row_pieces = ceil_divide(p_.out_channels, kLanes);
+    const int64_t pieces = row_pieces + ceil_divide(p_.in_channels, kLanes);
+    for (int64_t begin = 0; begin < tiles_.count(); begin += block_) {
+      const int64_t end = smaller(begin + block_, tiles_.count());
+      parallel(pieces, threads_, [&](int, int64_t first, int64_t last) {
+        for (int64_t piece = first; piece < last; ++piece) {
+          piece < row_pieces ? transform_rows(begin, end, piece * kLanes)
+                             : transform_columns(begin, end, (piece - row_pieces) * kLanes);
+        }
+      });
+      parallel(kProducts, threads_, [&](int, int64_t first, int64_t last) {
+        for (int64_t k = first; k < last; ++k) {
+          begin ? multiply_product<true>(k, end - begin) : multiply_product<false>(k, end - begin);
+        }
+      });
+    }
+    parallel(p_.out_channels, threads_, [&](int, int64_t first, int64_t last) {
+      for (int64_t o = first; o < last; ++o)
+        for (int64_t i = 0; i < p_.in_channels; i += kLanes) write(o, i);
+    });
+  }
+
+ private:
+  static Operand operand(int64_t channels, int64_t tiles, bool left) {
+    return left ? Operand::left(channels, tiles) : Operand::right(channels, tiles);
+  }
+
+  // D of as many channels as a vector has lanes, from channel o on.
+  void transform_rows(int64_t begin, int64_t end, int64_t o) const {
+    const int64_t last = smaller(o + kLanes, p_.out_channels);
+    const Operand rows = operand(p_.out_channels, end - begin, planes_);
+    if (!planes_) return transform_channels<kTile>(dy_, begin, end, o, GradientTransform(), rows, rows_.step, to_rows_);
+    for (int64_t t = begin; t < end; t += kLanes) {
+      const Segments segments(tiles_, t, smaller(t + kLanes, end));
+      for (int64_t c = o; c < last; ++c)
+        transform_planes<kTile>(dy_, segments, c, GradientTransform(),
+                                to_rows_ + rows.left_at(c, t - begin), rows_.step);
+    }
+  }
+
+  // V of as many channels as a vector has lanes, from channel i on.
+  void transform_columns(int64_t begin, int64_t end, int64_t i) const {
+    const Operand columns = Operand::right(p_.in_channels, end - begin);
+    if (!planes_) return transform_channels<kPoints>(x_, begin, end, i, InputTransform(), columns, columns_.step, to_columns_);
+    const int64_t count = smaller(kLanes, p_.in_channels - i);
+    alignas(64) float vectors[kProducts][kLanes][kLanes];
+    if (count < kLanes) std::memset(vectors, 0, sizeof vectors);
+    for (int64_t t = begin; t < end; t += kLanes) {
+      const int64_t last = smaller(t + kLanes, end);
+      const Segments segments(tiles_, t, last);
+      for (int64_t c = 0; c < count; ++c)
+        transform_planes<kPoints>(x_, segments, i + c, InputTransform(), vectors[0][c],
+                                  kLanes * kLanes);
+      for (int k = 0; k < kProducts; ++k) {
+        Float from[kLanes], transposed[kLanes];
+        unrolled<kLanes>([&](auto c) STYLEGAN_FAST_INLINE { from[c] = Float::load(vectors[k][c]); });
+        interleave_columns<kLanes>(from, 1, transposed);
+        float* to = to_columns_ + k * columns_.step + columns.right_at(i, t - begin);
+        unrolled<kLanes>([&](auto j) STYLEGAN_FAST_INLINE {
+          if (t + j < last) transposed[j].store(to + j * kLanes);
+        });
+      }
+    }
+  }
+
+  template <int seen, class Transform>
+  void transform_channels(const Source& source, int64_t begin, int64_t end, int64_t c,
+                          Transform transform, const Operand& operand, int64_t step,
+                          float* to) const {
+    for (int64_t t = begin; t < end; ++t)
+      transform_pixels<seen>(source, t, zeros_, c, smaller(c + kLanes, source.image.channels),
+                             transform, [&](int64_t at) { return to + operand.right_at(at, t - begin); },
+                             step);
+  }
+
+  template <bool continued>
+  void multiply_product(int64_t k, int64_t depth) const {
+    const float* rows = to_rows_ + k * rows_.step;
+    const float* columns = to_columns_ + k * columns_.step;
+    float* sums = sums_ + k * sums_step_;
+    planes_ ? multiply_all<false, continued>(rows, columns, p_.out_channels, p_.in_channels, depth,
+                                             sums, sum_step_)
+            : multiply_all<true, continued>(rows, columns, p_.out_channels, p_.in_channels, depth,
+                                            sums, sum_step_);
+  }
+
+  void write(int64_t o, int64_t i) const {
+    alignas(64) float taps[kTaps * kTaps][kLanes];
+    const float* from = sums_ + o * sum_step_ + i;
+    along_both<kPoints, kTaps>(
+        WeightGradientTransform(),
+        [&](int k) STYLEGAN_FAST_INLINE { return Float::load(from + k * sums_step_); },
+        [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(taps[k]); });
+    float* to = dw_ + o * p_.stride_o + i * p_.stride_i;
+    for (int k = 0; k < kTaps * kTaps; ++k) {
+      const int64_t at = weight_at(p_, 0, k);
+      for (int64_t lane = 0; at >= 0 && lane < smaller(kLanes, p_.in_channels - i); ++lane)
+        to[at + lane * p_.stride_i] = taps[k][lane];
+    }
+  }
+
+  const Conv2d& p_;
+  const Tiling tiles_;
+  const Source x_, dy_;
+  float* const dw_;
+  const bool planes_;     // else vectors run along channels, those of D too
+  const int64_t block_;   // of tiles
+  const Operand rows_, columns_;
+  const int64_t sum_step_, sums_step_;
+  const int threads_;
+  const int64_t zeros_size_;
+  const Workspace workspace_;
+  float *const to_rows_, *const to_columns_, *const sums_, *const zeros_;
+};
+
 }  // namespace
+
+void conv2d_weight_gradient(const Conv2d& p, const void* x, const void* dy, const float* pre,
+                            const float* post, void* dw, int threads) {
+  WeightGradient(p, static_cast<const float*>(x), static_cast<const float*>(dy), pre, post,
+                 static_cast<float*>(dw), threads)
+      .run();
+}
 
 void conv2d_forward(const Conv2d& p, const Epilogue* e, const void* x, const void* w,
                     const float* pre, const void* add, void* y, uint8_t* mask, int threads) {

@@ -18,12 +18,13 @@ struct Level {
   decltype(&baseline::upfirdn2d_forward) upfirdn2d_forward;
   decltype(&baseline::upfirdn2d_masked) upfirdn2d_masked;
   decltype(&baseline::conv2d_forward) conv2d_forward;
+  decltype(&baseline::conv2d_weight_gradient) conv2d_weight_gradient;
 };
 
 #define STYLEGAN_FAST_LEVEL(level, supported)                          \
   {#level, supported, level::epilogue_forward, level::epilogue_masked, \
    level::epilogue_curved, level::epilogue_backward,                   \
-   level::upfirdn2d_forward, level::upfirdn2d_masked, level::conv2d_forward}
+   level::upfirdn2d_forward, level::upfirdn2d_masked, level::conv2d_forward, level::conv2d_weight_gradient}
 
 // Widest first.
 const Level kLevels[] = {
@@ -137,6 +138,13 @@ void conv2d_forward(const Conv2d& p, const Epilogue* epilogue, const void* x, co
   check_conv2d(p);
   if (epilogue) check_mask(mask, epilogue->geometry, p.out_width);
   current->conv2d_forward(p, epilogue, x, w, pre, add, y, mask, threads);
+}
+
+void conv2d_weight_gradient(const Conv2d& p, const void* x, const void* dy, const float* pre,
+                            const float* post, void* dw, int threads) {
+  check_conv2d(p);
+  if (p.up != 1) throw std::invalid_argument("the gradient of conv2d's weight is for up=1");
+  current->conv2d_weight_gradient(p, x, dy, pre, post, dw, threads);
 }
 
 }  // namespace stylegan_fast::cpu

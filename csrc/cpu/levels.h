@@ -19,6 +19,8 @@
                         const void* dy, const uint8_t* mask, void* dx, void* sum, int threads);   \
   void conv2d_forward(const Conv2d&, const Epilogue* epilogue, const void* x, const void* w,      \
                       const float* pre, const void* add, void* y, uint8_t* mask, int threads);    \
+  void conv2d_weight_gradient(const Conv2d&, const void* x, const void* dy, const float* pre,     \
+                              const float* post, void* dw, int threads);                          \
   }
 
 STYLEGAN_FAST_DECLARE_LEVEL(baseline)

@@ -176,12 +176,31 @@ def conv2d_forward(
     )
 
 
+def conv2d_weight_gradient(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    conv: Fir,
+    dw: torch.Tensor,
+    pre: torch.Tensor | None = None,
+    post: torch.Tensor | None = None,
+) -> None:
+    native.module().cpu_conv2d_weight_gradient(
+        conv2d(x, dw, dy, conv),
+        x.data_ptr(),
+        dy.data_ptr(),
+        address(pre),
+        address(post),
+        dw.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
 def conv2d_refusal(call: ConvClass) -> str | None:
     """None, or why the Winograd kernel cannot run such a call."""
     if _env.choice("STYLEGAN_FAST_WINOGRAD", ("0", "1")) == "0":
         return "STYLEGAN_FAST_WINOGRAD=0"
-    if call.direction != FORWARD:
-        return "it has no weight gradient of its own"
+    if call.direction != FORWARD and call.up > 1:
+        return "its weight gradient is for up=1"
     if call.dtype != torch.float32:
         return "it is for float32"
     if call.up > 2 or call.down > 1:
