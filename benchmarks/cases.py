@@ -116,7 +116,8 @@ class ConvLayer(NamedTuple):
     @classmethod
     def of(cls, case: Case) -> ConvLayer:
         kind, channels = case.variant.split(" ")
-        return cls(kind, *map(int, channels.split("→")), case.shape[2])
+        i, o = map(int, channels.split("→"))
+        return cls(kind, i, o, case.shape[2])
 
     @property
     def variant(self) -> str:
@@ -126,6 +127,14 @@ class ConvLayer(NamedTuple):
     def out_size(self) -> int:
         kind = KINDS[self.kind]
         return self.size * kind.up // kind.down
+
+    @property
+    def elements(self) -> int:
+        """Of the larger of what it reads and writes, for one image."""
+        return max(
+            self.in_channels * self.size**2,
+            self.out_channels * self.out_size**2,
+        )
 
     @property
     def weights(self) -> int:
@@ -276,59 +285,48 @@ def _conv_layers(size: str, device_type: str) -> dict[tuple[ConvLayer, int], str
             if size != "full" and resolution not in ((16,) if size == "quick" else blocks):
                 continue
             for n in batches:
-                if small and n * max(layer.in_channels, 32) * layer.size**2 > 2**24:
+                if small and n > 1 and n * layer.elements > 2**24:
                     continue  # minutes, and more memory than most machines have
                 found.setdefault((layer, n), []).append(f"{network}:b{resolution}")
     return {key: " ".join(dict.fromkeys(places)) for key, places in found.items()}
 
 
-def _layer_cases(size: str, device_type: str, arguments: argparse.Namespace) -> list[Case]:
+def _formats(
+    op: str, size: str, device_type: str, arguments: argparse.Namespace
+) -> list[tuple[str, str]]:
+    """(dtype, layout) of layers or networks. By default float32 in NCHW, and 16 bits in NHWC, as
+    tensor cores want it."""
+    dtypes = arguments.dtype or ["float32", "bfloat16", "float16"]
+    if not arguments.dtype:
+        few = size == "quick" or (op, size, device_type) == ("layers", "default", "cpu")
+        many = (size, device_type) == ("full", "cuda")
+        dtypes = dtypes[: 1 if few else 3 if many else 2]
+    every = arguments.layout or (LAYOUTS if size == "full" else ())
     return [
-        Case("layers", where, shape, dtype, layout, "user", mode, layer.variant)
-        for (layer, n), where in _conv_layers(size, device_type).items()
-        for shape in ((n, layer.in_channels, layer.size, layer.size),)
-        for dtype in arguments.dtype or _conv_dtypes("layers", size, device_type)
-        for layout in arguments.layout or _conv_layouts(size, dtype)
-        for mode in LEVELS["user"]
+        (dtype, layout)
+        for dtype in dtypes
         if dtype != "float64"
+        for layout in every or ["nchw" if dtype == "float32" else "nhwc"]
     ]
 
 
-def _network_cases(size: str, device_type: str, arguments: argparse.Namespace) -> list[Case]:
+def _network_cases(size: str, device_type: str, formats: list[tuple[str, str]]) -> list[Case]:
     cases = []
-    dtypes = arguments.dtype or _conv_dtypes("networks", size, device_type)
     resolutions = tuple(CHANNEL_BASE)[: 1 if size == "quick" else None]
-    for name, resolution, dtype in itertools.product("GD", resolutions, dtypes):
-        if dtype == "float64":
-            continue
-        layouts = arguments.layout or _conv_layouts(size, dtype)
+    for letter, resolution, (dtype, layout) in itertools.product("GD", resolutions, formats):
+        if (dtype, layout) == ("float32", "nhwc"):
+            continue  # only 16-bit blocks work in it
         batches = {"quick": (1,), "default": (1, 8), "full": (1, 8, 32)}[size]
         if device_type == "cpu":
             batches = (1, 4) if size == "full" and resolution == 256 else (1,)
             if size != "full" and dtype != "float32" and resolution > 256:
                 continue
-        for n, layout, mode in itertools.product(batches, layouts, LEVELS["network"]):
-            if (dtype, layout) == ("float32", "nhwc"):
-                continue  # only 16-bit blocks work in it
+        for n, mode in itertools.product(batches, LEVELS["network"]):
             if mode == "CUDA graph" and (device_type == "cpu" or n > 1):
                 continue  # beside the work of a larger batch, launches cost nothing
-            shape = (n, 3, resolution, resolution)
-            variant = f"{name} {resolution}"
+            shape, variant = (n, 3, resolution, resolution), f"{letter} {resolution}"
             cases.append(Case("networks", "", shape, dtype, layout, "network", mode, variant))
     return cases
-
-
-def _conv_layouts(size: str, dtype: str) -> list[str]:
-    """Default: NCHW, and NHWC for 16 bits, as tensor cores want it."""
-    if size == "full":
-        return list(LAYOUTS)
-    return ["nchw" if dtype == "float32" else "nhwc"]
-
-
-def _conv_dtypes(op: str, size: str, device_type: str) -> list[str]:
-    if size == "quick" or (op, size, device_type) == ("layers", "default", "cpu"):
-        return ["float32"]
-    return ["float32", "bfloat16", "float16"][: 3 if (size, device_type) == ("full", "cuda") else 2]
 
 
 def _dtypes(size: str, device_type: str) -> list[str]:
@@ -343,6 +341,9 @@ def select(arguments: argparse.Namespace, device_type: str) -> list[Case]:
     size = "full" if arguments.full else "quick" if arguments.quick else "default"
     shapes = _shapes("full" if arguments.shape else size, device_type)
     dtypes = arguments.dtype or _dtypes(size, device_type)
+    of_layers, of_networks = (
+        _formats(op, size, device_type, arguments) for op in ("layers", "networks")
+    )
     images = {"quick": 2, "default": 4, "full": 4}[size] * (1 if device_type == "cpu" else 8)
     cases = [
         Case("bias_act", layer, shape, dtype, layout, level, mode)
@@ -365,8 +366,14 @@ def select(arguments: argparse.Namespace, device_type: str) -> list[Case]:
     photographs = ", ".join(PHOTOGRAPH_VARIANTS)
     shape = (2 if size == "quick" else 4, 3, 256, 256)
     cases.append(Case("photographs", photographs, shape, "float32", "nchw", "user", "forward"))
-    cases += _layer_cases(size, device_type, arguments)
-    cases += _network_cases(size, device_type, arguments)
+    cases += [
+        Case("layers", where, shape, dtype, layout, "user", mode, layer.variant)
+        for (layer, n), where in _conv_layers(size, device_type).items()
+        for shape in ((n, layer.in_channels, layer.size, layer.size),)
+        for dtype, layout in of_layers
+        for mode in LEVELS["user"]
+    ]
+    cases += _network_cases(size, device_type, of_networks)
     cases += [
         Case("training", "StyleGAN2 64x64", (images, 3, 64, 64), "float32", "nchw", level, mode)
         for level in ("training",)

@@ -101,9 +101,10 @@ STEPS: dict[str, Callable[[Any, Any, Batch], tuple[Tensor, ...]]] = {
     "G + path length": partial(generator_step, path_length=True),
 }
 
+ITERATIONS = 16
 CYCLE = {"D": 15, "D + R1": 1, "G": 12, "G + path length": 4}
-"""How often each step comes in 16 iterations with lazy regularisation: R1 every 16, path length
-every 4."""
+"""How often each step comes in that many iterations with lazy regularisation: R1 every 16, path
+length every 4."""
 
 LAZY = "lazy iteration"
 
@@ -124,19 +125,22 @@ def lazy_iteration(rows: list[Row]) -> list[Row]:
 
 
 def _mean(steps: dict[str, Row]) -> Row:
-    def mean(name: str) -> float:
-        total = sum(count * getattr(steps[mode], name) for mode, count in CYCLE.items())
-        return total / sum(CYCLE[mode] for mode in ("D", "D + R1"))
+    def mean(column: str) -> float:
+        total = sum(count * getattr(steps[mode], column) for mode, count in CYCLE.items())
+        return total / ITERATIONS
 
     row = replace(
         steps["D"],
         mode=LAZY,
-        gate_error=max(row.gate_error for row in steps.values()),
-        n=min(row.n for row in steps.values()),
-        flops=round(mean("flops")),
-        peak_bytes=max(row.peak_bytes for row in steps.values()),
+        gate_error=max(step.gate_error for step in steps.values()),
+        median_us=mean("median_us"),
+        p20_us=mean("p20_us"),
+        p80_us=mean("p80_us"),
+        n=min(step.n for step in steps.values()),
         speedup=math.nan,
-        **{name: mean(name) for name in ("median_us", "p20_us", "p80_us", "roofline_us")},
+        flops=round(mean("flops")),
+        roofline_us=mean("roofline_us"),
+        peak_bytes=max(step.peak_bytes for step in steps.values()),
     )
     row.of_roofline = row.roofline_us / row.median_us
     row.matrix_gflop_s = row.flops / row.roofline_us / 1e3

@@ -51,7 +51,7 @@ class _Ours:
 
 
 def _stock(module: nn.Module) -> Callable[..., Tensor]:
-    formulation = {
+    formulation: Any = {
         SynthesisLayer: stock.synthesis_layer,
         ToRGBLayer: stock.torgb,
         Conv2dLayer: stock.conv2d,

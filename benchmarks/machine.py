@@ -136,7 +136,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Whether float32 products on tensor cores may round their factors to TF32."""
-    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [flag.allow_tf32 for flag in flags]
     try:
         for flag in flags:

@@ -45,8 +45,9 @@ class NetworkForward:
         n, _, resolution, _ = case.shape
         layers = [layer for _, layer in conv_layers(resolution) if layer.kind[0] == case.variant[0]]
         self.flops = n * sum(layer.flops for layer in layers)
-        self.size = {"img_resolution": resolution, "img_channels": 3, "c_dim": 0}
-        self.width = {"channel_base": CHANNEL_BASE[resolution], "conv_clamp": CONV_CLAMP}
+        self.size: dict[str, Any] = {"img_resolution": resolution, "img_channels": 3, "c_dim": 0}
+        base = CHANNEL_BASE[resolution]
+        self.width: dict[str, Any] = {"channel_base": base, "conv_clamp": CONV_CLAMP}
         self.half = case.dtype != "float32"
 
         nhwc = case.layout == "nhwc"
@@ -63,7 +64,9 @@ class NetworkForward:
         self.x = x.to(session.device)
 
     def _network(self, nhwc: bool) -> nn.Module:
-        blocks = {"half_dtype": self.dtype, "fp16_channels_last": nhwc} if self.half else {}
+        blocks: dict[str, Any] = {}
+        if self.half:
+            blocks = {"half_dtype": self.dtype, "fp16_channels_last": nhwc}
         width = {**self.width, "num_fp16_res": EVERYWHERE if self.half else 0}
         if self.is_generator:
             return stylegan2.Generator(z_dim=512, w_dim=512, **self.size, **width, **blocks)
@@ -84,7 +87,7 @@ class NetworkForward:
         return [Expected(name, value, allowed=tolerance(self.dtype, 9 * 512, scale))]
 
     def providers(self) -> Iterator[Provider]:
-        formulation = stock.Generator if self.is_generator else stock.Discriminator
+        formulation: Any = stock.Generator if self.is_generator else stock.Discriminator
         yield Provider("stock", self._call(formulation(self.network), "reference"))
         yield Provider("reference", self._call(self.network, "reference"))
         yield Provider("automatic", self._call(self.network))

@@ -44,10 +44,10 @@ def modulated_conv2d(
     x: Tensor,  # [N, I, H, W]
     weight: Tensor,  # [O, I, k, k]
     styles: Tensor,  # [N, I]
-    f: Tensor | None = None,  # [4, 4], for up = 2
+    f: Tensor | None = None,  # [4, 4]
     demodulate: bool = True,
-    up: int = 1,
 ) -> Tensor:
+    """With a filter, to twice the resolution."""
     n, _, height, width = x.shape
     o, i, k, _ = weight.shape
     if demodulate and x.dtype == torch.float16:
@@ -58,7 +58,7 @@ def modulated_conv2d(
         kernels = kernels * (kernels.square().sum([2, 3, 4], keepdim=True) + 1e-8).rsqrt()
     kernels = kernels.to(x.dtype)
     x = x.reshape(1, n * i, height, width)
-    if up == 1:
+    if f is None:
         y = F.conv2d(x, kernels.flatten(0, 1), padding=k // 2, groups=n)
         return y.reshape(n, o, height, width)
     kernels = kernels.transpose(1, 2).flatten(0, 1)
@@ -68,8 +68,8 @@ def modulated_conv2d(
 
 
 def synthesis_layer(layer: SynthesisLayer, x: Tensor, w: Tensor) -> Tensor:
-    f = layer.resample_filter
-    y = modulated_conv2d(x, layer.weight, layer.affine(w), f, up=layer.up)
+    f = layer.resample_filter if layer.up == 2 else None
+    y = modulated_conv2d(x, layer.weight, layer.affine(w), f)
     y = y + (layer.noise_const * layer.noise_strength).to(y.dtype)
     return _bias_act(y, layer)
 
@@ -105,14 +105,13 @@ class Generator:
         self, ws: Tensor, noise_mode: str = "const", force_fp32: bool | None = None
     ) -> Tensor:
         assert noise_mode == "const"
-        network = self.G.synthesis
-        x = img = None
+        network: Any = self.G.synthesis
+        x = network.b4.const.repeat(ws.shape[0], 1, 1, 1)
+        img: Tensor | None = None
         row = 0
         for resolution in network.block_resolutions:
             block = getattr(network, f"b{resolution}")
             dtype, memory_format = block.working_format(ws.device, force_fp32)
-            if x is None:
-                x = block.const.repeat(ws.shape[0], 1, 1, 1)
             x = x.to(dtype=dtype, memory_format=memory_format)
             for name in ("conv0", "conv1")[-block.num_conv :]:
                 x = synthesis_layer(getattr(block, name), x, ws[:, row])
@@ -122,6 +121,7 @@ class Generator:
                 img = rgb
             else:
                 img = _fir(img, block.resample_filter, [2, 1, 2, 1], up=2, gain=4) + rgb
+        assert img is not None
         return img
 
 
@@ -141,6 +141,6 @@ class Discriminator:
                 x = conv2d(block.fromrgb, x)
             shortcut = conv2d(block.skip, x, math.sqrt(0.5))
             x = shortcut + conv2d(block.conv1, conv2d(block.conv0, x), math.sqrt(0.5))
-        end = self.D.b4
+        end: Any = self.D.b4
         x = end.mbstd(x.to(dtype=end.out.weight.dtype, memory_format=torch.contiguous_format))
         return end.out(end.fc(conv2d(end.conv, x).flatten(1)))
