@@ -282,7 +282,7 @@ def _conv_layers(size: str, device_type: str) -> dict[tuple[ConvLayer, int], str
     found: dict[tuple[ConvLayer, int], list[str]] = {}
     for network in networks:
         for resolution, layer in conv_layers(network):
-            if size != "full" and resolution not in ((16,) if size == "quick" else blocks):
+            if size != "full" and resolution not in ((8,) if size == "quick" else blocks):
                 continue
             for n in batches:
                 if small and n > 1 and n * layer.elements > 2**24:
@@ -313,7 +313,8 @@ def _formats(
 def _network_cases(size: str, device_type: str, formats: list[tuple[str, str]]) -> list[Case]:
     cases = []
     resolutions = tuple(CHANNEL_BASE)[: 1 if size == "quick" else None]
-    for letter, resolution, (dtype, layout) in itertools.product("GD", resolutions, formats):
+    letters = "G" if size == "quick" else "GD"
+    for letter, resolution, (dtype, layout) in itertools.product(letters, resolutions, formats):
         if (dtype, layout) == ("float32", "nhwc"):
             continue  # only 16-bit blocks work in it
         batches = {"quick": (1,), "default": (1, 8), "full": (1, 8, 32)}[size]
