@@ -3,7 +3,8 @@
     y = clamp(gain · act(conv(d ⊙ s ⊙ weight, x) + noise + bias))
 
 in PyTorch's own operators: a weight for each sample in one grouped convolution, a zero-stuffing and
-a depthwise convolution for each FIR filter, and a pass of its own for whatever else there is.
+a depthwise convolution for each FIR filter, and a pass of its own for whatever else there is. (The
+originals do so in inference; in training they scale x and y around one shared convolution.)
 """
 
 from __future__ import annotations
