@@ -62,7 +62,10 @@ def _stock(module: nn.Module) -> Callable[..., Tensor]:
 class ConvolutionLayer:
     """forward+backward: the gradients by x, by w and by every parameter. double backward: those by
     x and w, and of their product with h those by x, w, the parameters and dy, which is what a
-    gradient penalty or path-length regularisation asks of a layer."""
+    gradient penalty or path-length regularisation asks of a layer.
+
+    A peer's layer gets the case's dtype and layout: float32 and float16 in NCHW are what it ships
+    with, float16 in NHWC is what one tunes it to."""
 
     baseline = "stock"
     images = ""
@@ -91,9 +94,9 @@ class ConvolutionLayer:
 
         def draw(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
             values = torch.randn(shape, generator=generator, device=device).to(dtype)
-            return (
-                values.contiguous(memory_format=LAYOUTS[case.layout]) if len(shape) == 4 else values
-            )
+            if len(shape) < 4:
+                return values
+            return values.contiguous(memory_format=LAYOUTS[case.layout])
 
         of_g = layer.kind.startswith("G.")
         styles = ((n, W_DIM),) if of_g else ()
@@ -109,7 +112,7 @@ class ConvolutionLayer:
             y = self._exactly("forward")[0].abs()
             distance = torch.minimum(y, (y - CLAMP).abs())
             self.counted = distance > tolerance(self.dtype, self._terms("y"))
-            self.dy = self.dy * self.counted
+            self.dy.mul_(self.counted)
             for t in self.inputs:
                 t.requires_grad_()
             self.dy.requires_grad_(case.mode == "double backward")
