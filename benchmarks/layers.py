@@ -138,7 +138,8 @@ class ConvolutionLayer:
         for name, value in zip(self._names(), self._exactly(self.case.mode)):
             terms = self._terms(name)
             scale = max(1.0, value.norm().item())
-            if name.endswith("noise_strength"):  # a sum that nearly cancels
+            if name.endswith(("of bias", "of noise_strength")):
+                # Sums over pixels that cancel, some of them to 0.
                 scale = max(scale, terms**0.5)
             counted = self.counted if name == "gradient of dy" else None
             allowed = tolerance(self.dtype, terms, scale)
