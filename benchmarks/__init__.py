@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shape",
         nargs="+",
         metavar="PART",
-        help="part of a shape, a variant or a layer: 4x64, up2, 1024:b64",
+        help="part of a shape, a variant or a layer: 4x64, up2, G.conv0, 1024:b64",
     )
     parser.add_argument("--list", action="store_true", help="print the chosen cases and stop")
     parser.add_argument("--seconds", type=float, help="time spent on a case (default 1)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +30,10 @@ TARGET_VARIANTS = {
 """The resamplings those targets are stated for, and the modes of a user's call that are timed by
 default; derivatives of the first shape."""
 
+LAYER_BLOCKS = {"cpu": (256, (64,)), "cuda": (1024, (16, 128, 1024))}
+"""The network and the blocks whose layers are timed by default: on a GPU one bound by launches, one
+by arithmetic and one by memory."""
+
 PHOTOGRAPH_VARIANTS = ("up2", "down2", "up2 12-tap", "blur 61-tap")
 
 DTYPES = {
@@ -42,12 +47,13 @@ LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 LEVELS = {
     "kernel": ("forward", "backward"),
     "user": ("forward", "forward+backward", "double backward"),
-    "training": ("D + R1", "G + path length"),
+    "network": ("forward", "CUDA graph"),
+    "training": ("D", "D + R1", "G", "G + path length"),
 }
 """The modes of each level. A kernel writes into tensors that exist; a user calls the public
-function; a training step runs both networks."""
+function or a layer; a network makes images or judges them; a training step runs both."""
 
-OPS = ("bias_act", "upfirdn2d", "photographs", "training")
+OPS = ("bias_act", "upfirdn2d", "photographs", "layers", "networks", "training")
 MODES = tuple(dict.fromkeys(mode for modes in LEVELS.values() for mode in modes))
 
 
@@ -68,7 +74,7 @@ class Case:
         return "x".join(map(str, self.shape))
 
     def __str__(self) -> str:
-        level = "" if self.level == "training" else f"{self.level} "
+        level = "" if self.level in ("network", "training") else f"{self.level} "
         case = f"{self.shape_name} {self.dtype} {self.layout} {level}{self.mode}"
         return f"{self.op} {self.variant} {case}" if self.variant else f"{self.op} {case}"
 
@@ -77,6 +83,89 @@ class Layer(NamedTuple):
     name: str
     channels: int
     resolution: int
+
+
+class Kind(NamedTuple):
+    kernel_size: int
+    up: int = 1
+    down: int = 1
+
+
+KINDS = {
+    "G.conv0": Kind(3, up=2),
+    "G.conv1": Kind(3),
+    "G.torgb": Kind(1),
+    "D.fromrgb": Kind(1),
+    "D.conv0": Kind(3),
+    "D.conv1": Kind(3, down=2),
+    "D.skip": Kind(1, down=2),
+    "D.conv": Kind(3),
+}
+"""The convolutions of StyleGAN2's generator (skip) and discriminator (resnet)."""
+
+
+class ConvLayer(NamedTuple):
+    """A convolution on a square image."""
+
+    kind: str
+    in_channels: int
+    out_channels: int
+    size: int
+    """Of the image it reads."""
+
+    @classmethod
+    def of(cls, case: Case) -> ConvLayer:
+        kind, channels = case.variant.split(" ")
+        i, o = map(int, channels.split("→"))
+        return cls(kind, i, o, case.shape[2])
+
+    @property
+    def variant(self) -> str:
+        return f"{self.kind} {self.in_channels}→{self.out_channels}"
+
+    @property
+    def out_size(self) -> int:
+        kind = KINDS[self.kind]
+        return self.size * kind.up // kind.down
+
+    @property
+    def elements(self) -> int:
+        """Of the larger of what it reads and writes, for one image."""
+        return max(
+            self.in_channels * self.size**2,
+            self.out_channels * self.out_size**2,
+        )
+
+    @property
+    def weights(self) -> int:
+        return self.in_channels * self.out_channels * KINDS[self.kind].kernel_size ** 2
+
+    @property
+    def flops(self) -> int:
+        """Of the convolution for one image: no stuffed zeros, no pixels that are dropped."""
+        return 2 * self.weights * min(self.size, self.out_size) ** 2
+
+
+def conv_layers(network: int) -> list[tuple[int, ConvLayer]]:
+    """(resolution of the block, layer) of the generator and the discriminator of a resolution."""
+
+    def channels(resolution: int) -> int:
+        return min(CHANNEL_BASE[network] // resolution, 512)
+
+    found = []
+    resolutions = [2**log2 for log2 in range(2, network.bit_length())]
+    for r in resolutions:
+        if r > 4:
+            found.append((r, ConvLayer("G.conv0", channels(r // 2), channels(r), r // 2)))
+        found.append((r, ConvLayer("G.conv1", channels(r), channels(r), r)))
+        found.append((r, ConvLayer("G.torgb", channels(r), 3, r)))
+    found.append((network, ConvLayer("D.fromrgb", 3, channels(network), network)))
+    for r in reversed(resolutions[1:]):
+        found.append((r, ConvLayer("D.conv0", channels(r), channels(r), r)))
+        found.append((r, ConvLayer("D.conv1", channels(r), channels(r // 2), r)))
+        found.append((r, ConvLayer("D.skip", channels(r), channels(r // 2), r)))
+    found.append((4, ConvLayer("D.conv", channels(4) + 1, channels(4), 4)))  # + 1: deviations
+    return found
 
 
 def layers(networks: tuple[int, ...] = tuple(CHANNEL_BASE)) -> list[Layer]:
@@ -184,6 +273,63 @@ def _timed(size: str, case: Case) -> bool:
     return wanted and case.layout == "nchw" and (case.mode == "forward" or case.shape == TARGETS[0])
 
 
+def _conv_layers(size: str, device_type: str) -> dict[tuple[ConvLayer, int], str]:
+    """(layer, batch) -> the blocks that have it."""
+    small = device_type == "cpu"
+    network, blocks = LAYER_BLOCKS["cpu" if small else "cuda"]
+    networks = tuple(CHANNEL_BASE) if size == "full" else (network,)
+    batches = {"quick": (1,), "default": (1,), "full": (1, 4) if small else (1, 8, 32)}[size]
+    found: dict[tuple[ConvLayer, int], list[str]] = {}
+    for network in networks:
+        for resolution, layer in conv_layers(network):
+            if size != "full" and resolution not in ((8,) if size == "quick" else blocks):
+                continue
+            for n in batches:
+                if small and n > 1 and n * layer.elements > 2**24:
+                    continue  # minutes, and more memory than most machines have
+                found.setdefault((layer, n), []).append(f"{network}:b{resolution}")
+    return {key: " ".join(dict.fromkeys(places)) for key, places in found.items()}
+
+
+def _formats(
+    op: str, size: str, device_type: str, arguments: argparse.Namespace
+) -> list[tuple[str, str]]:
+    """(dtype, layout) of layers or networks. By default float32 in NCHW, and 16 bits in NHWC, as
+    tensor cores want it."""
+    dtypes = arguments.dtype or ["float32", "bfloat16", "float16"]
+    if not arguments.dtype:
+        few = size == "quick" or (op, size, device_type) == ("layers", "default", "cpu")
+        many = (size, device_type) == ("full", "cuda")
+        dtypes = dtypes[: 1 if few else 3 if many else 2]
+    every = arguments.layout or (LAYOUTS if size == "full" else ())
+    return [
+        (dtype, layout)
+        for dtype in dtypes
+        if dtype != "float64"
+        for layout in every or ["nchw" if dtype == "float32" else "nhwc"]
+    ]
+
+
+def _network_cases(size: str, device_type: str, formats: list[tuple[str, str]]) -> list[Case]:
+    cases = []
+    resolutions = tuple(CHANNEL_BASE)[: 1 if size == "quick" else None]
+    letters = "G" if size == "quick" else "GD"
+    for letter, resolution, (dtype, layout) in itertools.product(letters, resolutions, formats):
+        if (dtype, layout) == ("float32", "nhwc"):
+            continue  # only 16-bit blocks work in it
+        batches = {"quick": (1,), "default": (1, 8), "full": (1, 8, 32)}[size]
+        if device_type == "cpu":
+            batches = (1, 4) if size == "full" and resolution == 256 else (1,)
+            if size != "full" and dtype != "float32" and resolution > 256:
+                continue
+        for n, mode in itertools.product(batches, LEVELS["network"]):
+            if mode == "CUDA graph" and (device_type == "cpu" or n > 1):
+                continue  # beside the work of a larger batch, launches cost nothing
+            shape, variant = (n, 3, resolution, resolution), f"{letter} {resolution}"
+            cases.append(Case("networks", "", shape, dtype, layout, "network", mode, variant))
+    return cases
+
+
 def _dtypes(size: str, device_type: str) -> list[str]:
     if device_type == "cpu":
         return list(DTYPES) if size == "full" else ["float32"]
@@ -196,7 +342,10 @@ def select(arguments: argparse.Namespace, device_type: str) -> list[Case]:
     size = "full" if arguments.full else "quick" if arguments.quick else "default"
     shapes = _shapes("full" if arguments.shape else size, device_type)
     dtypes = arguments.dtype or _dtypes(size, device_type)
-    images = {"quick": 2, "default": 8, "full": 8}[size] * (1 if device_type == "cpu" else 4)
+    of_layers, of_networks = (
+        _formats(op, size, device_type, arguments) for op in ("layers", "networks")
+    )
+    images = {"quick": 2, "default": 4, "full": 4}[size] * (1 if device_type == "cpu" else 8)
     cases = [
         Case("bias_act", layer, shape, dtype, layout, level, mode)
         for shape, layer in shapes.items()
@@ -218,6 +367,14 @@ def select(arguments: argparse.Namespace, device_type: str) -> list[Case]:
     photographs = ", ".join(PHOTOGRAPH_VARIANTS)
     shape = (2 if size == "quick" else 4, 3, 256, 256)
     cases.append(Case("photographs", photographs, shape, "float32", "nchw", "user", "forward"))
+    cases += [
+        Case("layers", where, shape, dtype, layout, "user", mode, layer.variant)
+        for (layer, n), where in _conv_layers(size, device_type).items()
+        for shape in ((n, layer.in_channels, layer.size, layer.size),)
+        for dtype, layout in of_layers
+        for mode in LEVELS["user"]
+    ]
+    cases += _network_cases(size, device_type, of_networks)
     cases += [
         Case("training", "StyleGAN2 64x64", (images, 3, 64, 64), "float32", "nchw", level, mode)
         for level in ("training",)

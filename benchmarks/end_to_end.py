@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import no_weight_gradients, use_backend
 from ..backends import automatic
 from ..models.stylegan2 import Discriminator, Generator
+from . import stock
 from .cases import Case
 from .gate import Expected
-from .peers import Peer, one_line
+from .machine import tf32
+from .peers import Peer, one_line, peer_generator
 from .photographs import crops, photographs, save
+from .results import OK, Row
 from .workload import Provider, Session
 
 IMAGE: dict[str, Any] = {"img_resolution": 64, "img_channels": 3, "c_dim": 0}
@@ -43,25 +48,25 @@ class Batch(NamedTuple):
     direction: Tensor  # [N // 2, 3, 64, 64]: the random image of the path-length regulariser
 
 
-def discriminator_step(G: Any, D: Any, batch: Batch) -> tuple[Tensor, ...]:
-    """softplus(D(G(z))) + softplus(-D(x)) + γ/2 ‖∇_x D(x)‖², averaged over the batch, and its
-    gradient by D's parameters."""
+def discriminator_step(G: Any, D: Any, batch: Batch, r1: bool) -> tuple[Tensor, ...]:
+    """softplus(D(G(z))) + softplus(-D(x)), with R1 + γ/2 ‖∇_x D(x)‖², averaged over the batch, and
+    its gradient by D's parameters."""
     with torch.no_grad():
         fake = G.synthesis(_mapped(G, batch.z), noise_mode="const")
-    real = batch.real.detach().requires_grad_()
+    real = batch.real.detach().requires_grad_(r1)
     labels = real.new_zeros(real.shape[0], 0)
     logits = D(real, labels)
-    with no_weight_gradients():
-        (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
-    penalty = slope.square().sum([1, 2, 3])
     loss = (F.softplus(D(fake, labels)) + F.softplus(-logits)).mean()
-    loss = loss + (R1_GAMMA / 2 * penalty).mean()
+    if r1:
+        with no_weight_gradients():
+            (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+        loss = loss + (R1_GAMMA / 2 * slope.square().sum([1, 2, 3])).mean()
     return loss, *torch.autograd.grad(loss, list(D.parameters()))
 
 
-def generator_step(G: Any, D: Any, batch: Batch) -> tuple[Tensor, ...]:
-    """softplus(-D(G(z))) averaged over the batch, plus 2 (‖Jᵀ_w y‖ - a)² averaged over half of
-    it, and the gradient by G's parameters.
+def generator_step(G: Any, D: Any, batch: Batch, path_length: bool) -> tuple[Tensor, ...]:
+    """softplus(-D(G(z))) averaged over the batch, with path length plus 2 (‖Jᵀ_w y‖ - a)² averaged
+    over half of it, and the gradient by G's parameters.
 
     Jᵀ_w y is the gradient of <G(w), y> by w for a random image y of variance 1 / (H W), and a the
     running mean of its length, here after the first step.
@@ -69,7 +74,12 @@ def generator_step(G: Any, D: Any, batch: Batch) -> tuple[Tensor, ...]:
     ws = _mapped(G, batch.z)
     image = G.synthesis(ws, noise_mode="const")
     loss = F.softplus(-D(image, image.new_zeros(image.shape[0], 0))).mean()
+    if path_length:
+        loss = loss + _path_length(G, batch)
+    return loss, *torch.autograd.grad(loss, list(G.parameters()))
 
+
+def _path_length(G: Any, batch: Batch) -> Tensor:
     half = _mapped(G, batch.z[: batch.direction.shape[0]])
     image = G.synthesis(half, noise_mode="const")
     product = (image * batch.direction).sum() / math.sqrt(image.shape[2] * image.shape[3])
@@ -77,8 +87,7 @@ def generator_step(G: Any, D: Any, batch: Batch) -> tuple[Tensor, ...]:
         (slope,) = torch.autograd.grad(product, half, create_graph=True)
     length = slope.square().sum(2).mean(1).sqrt()
     mean = PATH_LENGTH_DECAY * length.detach().mean()
-    loss = loss + PATH_LENGTH_WEIGHT * (length - mean).square().mean()
-    return loss, *torch.autograd.grad(loss, list(G.parameters()))
+    return PATH_LENGTH_WEIGHT * (length - mean).square().mean()
 
 
 def _mapped(G: Any, z: Tensor) -> Tensor:
@@ -86,9 +95,56 @@ def _mapped(G: Any, z: Tensor) -> Tensor:
 
 
 STEPS: dict[str, Callable[[Any, Any, Batch], tuple[Tensor, ...]]] = {
-    "D + R1": discriminator_step,
-    "G + path length": generator_step,
+    "D": partial(discriminator_step, r1=False),
+    "D + R1": partial(discriminator_step, r1=True),
+    "G": partial(generator_step, path_length=False),
+    "G + path length": partial(generator_step, path_length=True),
 }
+
+ITERATIONS = 16
+CYCLE = {"D": 15, "D + R1": 1, "G": 12, "G + path length": 4}
+"""How often each step comes in that many iterations with lazy regularisation: R1 every 16, path
+length every 4."""
+
+LAZY = "lazy iteration"
+
+
+def lazy_iteration(rows: list[Row]) -> list[Row]:
+    """The mean iteration of the cycle, one row a provider that was timed in all of its steps."""
+    steps: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row.level == "training" and row.status == OK:
+            steps.setdefault(row.provider, {})[row.mode] = row
+    iterations = {
+        provider: _mean(found) for provider, found in steps.items() if found.keys() == CYCLE.keys()
+    }
+    for row in iterations.values():
+        if row.baseline in iterations:
+            row.speedup = iterations[row.baseline].median_us / row.median_us
+    return list(iterations.values())
+
+
+def _mean(steps: dict[str, Row]) -> Row:
+    def mean(column: str) -> float:
+        total = sum(count * getattr(steps[mode], column) for mode, count in CYCLE.items())
+        return total / ITERATIONS
+
+    row = replace(
+        steps["D"],
+        mode=LAZY,
+        gate_error=max(step.gate_error for step in steps.values()),
+        median_us=mean("median_us"),
+        p20_us=mean("p20_us"),
+        p80_us=mean("p80_us"),
+        n=min(step.n for step in steps.values()),
+        speedup=math.nan,
+        flops=round(mean("flops")),
+        roofline_us=mean("roofline_us"),
+        peak_bytes=max(step.peak_bytes for step in steps.values()),
+    )
+    row.of_roofline = row.roofline_us / row.median_us
+    row.matrix_gflop_s = row.flops / row.roofline_us / 1e3
+    return row
 
 
 class TrainingStep:
@@ -125,7 +181,7 @@ class TrainingStep:
         G, D = (copy.deepcopy(network).double() for network in (self.G, self.D))
         with use_backend("reference"):
             results = self.step(G, D, Batch(*(t.double() for t in self.batch)))
-        network = D if self.step is discriminator_step else G
+        network = D if self.case.mode.startswith("D") else G
         loss, *gradients = (result.detach() for result in results)
         named = {name: g for (name, _), g in zip(network.named_parameters(), gradients)}
         layers: dict[str, float] = {}
@@ -142,6 +198,8 @@ class TrainingStep:
 
     def providers(self) -> Iterator[Provider]:
         chosen = automatic("bias_act", self.session.device.type, torch.float32)
+        stocks = stock.Generator(self.G), stock.Discriminator(self.D)
+        yield Provider("stock", self._call("reference", *stocks))
         yield Provider("reference", self._call("reference", self.G, self.D))
         yield Provider("automatic", self._call(None, self.G, self.D), f"bias_act on {chosen}")
         for peer in self.session.peers:
@@ -157,9 +215,9 @@ class TrainingStep:
             return Provider(peer.name, None, f"networks: {one_line(error)}", ours=False)
         return Provider(peer.name, self._call(None, G, D), peer.detail, ours=False)
 
-    def _call(self, backend: str | None, G: nn.Module, D: nn.Module) -> Callable[[], Any]:
+    def _call(self, backend: str | None, G: Any, D: Any) -> Callable[[], Any]:
         def call() -> tuple[Tensor, ...]:
-            with use_backend(backend):
+            with use_backend(backend), tf32(False):
                 return self.step(G, D, self.batch)
 
         return call
@@ -190,14 +248,10 @@ def _layer(parameter: str) -> str:
 
 
 def peer_networks(module: Any, G: nn.Module, D: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The module's networks with the weights of ours. The earlier release of the originals takes
-    the synthesis network's arguments as a dictionary, the later one takes them as they are."""
+    """The module's networks with the weights of ours."""
     device = next(G.parameters()).device
     width = {**WIDTH, "num_fp16_res": 0}
-    try:
-        peer_g = module.Generator(**SIZE, **width)
-    except TypeError:
-        peer_g = module.Generator(**SIZE, synthesis_kwargs=width)
+    peer_g = peer_generator(module, SIZE, width)
     peer_d = module.Discriminator(**IMAGE, **width)
     for network, ours in ((peer_g, G), (peer_d, D)):
         network.load_state_dict(ours.state_dict())

@@ -24,13 +24,18 @@ class Expected:
     value: Tensor
     terms: int = 1
     allowed: float | None = None
+    counted: Tensor | None = None
+    """Which elements are compared, where not all are."""
 
     def error(self, result: Tensor | None) -> float:
         """As a fraction of what is allowed. AssertionError above 1. None stands for zeros."""
         result = torch.zeros_like(self.value) if result is None else result
         if self.allowed is None:
             return assert_matches(result, self.value, reduction=self.terms, name=self.name)
-        difference = (result.double() - self.value).norm().item()
+        difference = result.double() - self.value
+        if self.counted is not None:
+            difference = difference[self.counted]
+        difference = difference.norm().item()
         assert difference <= self.allowed, f"{self.name}: off by {difference:.2g}"
         return difference / self.allowed
 

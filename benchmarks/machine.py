@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -9,7 +10,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,33 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return flops / timing.median_us * 1e6
 
 
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 products on tensor cores may round their factors to TF32."""
+    flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = allowed
+        yield
+    finally:
+        for flag, value in zip(flags, before):
+            flag.allow_tf32 = value
+
+
+def launches(call: Call, device: torch.device) -> int:
+    """How many kernels the call starts on a GPU; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
+    call()  # what is compiled, tuned or loaded at a first call does not count
+    return kernels(_trace(call, torch.profiler.ProfilerActivity.CUDA, device))
+
+
+def kernels(events: list[dict[str, Any]]) -> int:
+    """Those in the events of a profile; copies and fills by the driver are none."""
+    return sum(event.get("cat") == "kernel" for event in events)
+
+
 def peak_memory(call: Call, device: torch.device) -> int:
     """The most bytes of tensors the call holds at once, results included and inputs not.
 
@@ -151,16 +179,23 @@ def _cuda_peak(call: Call, device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _host_peak(call: Call, device: torch.device) -> int:
+def _trace(call: Call, activity: Any, device: torch.device) -> list[dict[str, Any]]:
+    """The events of one call."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's remarks break the display
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    memory = device.type == "cpu"
+    with torch.profiler.profile(activities=[activity], profile_memory=memory) as profile:
         result = call()
+        if not memory:
+            torch.cuda.synchronize(device)
     del result
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
         profile.export_chrome_trace(str(trace))
-        events: list[dict[str, Any]] = json.loads(trace.read_text())["traceEvents"]
+        return json.loads(trace.read_text())["traceEvents"]
+
+
+def _host_peak(call: Call, device: torch.device) -> int:
+    events = _trace(call, torch.profiler.ProfilerActivity.CPU, device)
     held = peak = 0
     for event in sorted(
         (event for event in events if event.get("name") == "[memory]"), key=lambda e: e["ts"]

@@ -92,6 +92,15 @@ def load(path: str, device: torch.device) -> Peer:
     return peer
 
 
+def peer_generator(module: Any, size: dict[str, Any], synthesis: dict[str, Any]) -> Any:
+    """The earlier release of the originals takes the synthesis network's arguments as a dictionary,
+    the later one takes them as they are."""
+    try:
+        return module.Generator(**size, **synthesis)
+    except TypeError:
+        return module.Generator(**size, synthesis_kwargs=synthesis)
+
+
 def one_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .end_to_end import LAZY
 from .photographs import CAPTIONS
 from .results import FAIL, OK, Row, read
 from .runner import COPY
@@ -21,6 +22,7 @@ STOCK = {
     "bias_act": "add, leaky_relu, mul, clamp",
     "upfirdn2d": "zero-stuff, pad, depthwise conv2d; mul, add, add, leaky_relu, mul, clamp",
     "photographs": "zero-stuff, pad, depthwise conv2d",
+    "layers": "grouped convolution with a weight for each sample, then the passes of the others",
 }
 """What the formulation consists of that speedups are against."""
 
@@ -66,10 +68,10 @@ def write(path: Path) -> tuple[Path, str]:
 def _section(rows: list[Row], folder: Path, plots: bool) -> str:
     parts = [f"<h2>{html.escape(rows[0].processor or rows[0].device)}</h2>", _conditions(rows)]
     if plots:
-        for op in dict.fromkeys(row.op for row in rows if row.level != "training"):
+        for op in dict.fromkeys(row.op for row in rows if row.level in ("kernel", "user")):
             own = [row for row in rows if row.op == op]
             parts += [_figure(draw, own) for draw in (_copy_bars, _speedups)]
-        parts += [_figure(draw, rows) for draw in (_roofline, _training)]
+        parts += [_figure(draw, rows) for draw in (_roofline, _networks, _training)]
     parts.append(_images(rows, folder))
     parts.append(_table(rows))
     return "".join(parts)
@@ -91,7 +93,8 @@ def _conditions(rows: list[Row]) -> str:
 
 def _table(rows: list[Row]) -> str:
     headings = ("op", "layer", "shape", "dtype", "layout", "mode", "provider", "median",
-                "p20 – p80", "n", "speedup", "of roofline", "memory", "gate")  # fmt: skip
+                "p20 – p80", "n", "speedup", "of roofline", "memory",
+                "launches", "gate")  # fmt: skip
     body = []
     for row in rows:
         op, *case = cells(row)[:6]
@@ -104,7 +107,7 @@ def _table(rows: list[Row]) -> str:
             line = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
         else:
             line = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-            line += f"<td colspan=7 class=reason>{html.escape(f'{row.status}: {row.detail}')}</td>"
+            line += f"<td colspan=8 class=reason>{html.escape(f'{row.status}: {row.detail}')}</td>"
         body.append(f"<tr class={row.status}>{line}</tr>")
     head = "".join(f"<th>{heading}</th>" for heading in headings)
     return f"<h3>All rows</h3><table><tr>{head}</tr>{''.join(body)}</table>"
@@ -243,23 +246,40 @@ def _roofline(axes: Any, rows: list[Row]) -> str:
     )
 
 
-def _training(axes: Any, rows: list[Row]) -> str:
-    steps = [row for row in rows if row.level == "training"]
+def _milliseconds(axes: Any, rows: list[Row]) -> bool:
     axes.set_xlabel("milliseconds")
 
     def spread(row: Row) -> tuple[float, float]:
         return row.p20_us / 1e3, row.p80_us / 1e3
 
-    if not _grouped_bars(axes, steps, lambda row: row.median_us / 1e3, spread):
-        return ""
-    memory = [
-        f"{row.mode}, {row.provider}: {size_text(row.peak_bytes)}"
-        for row in steps
+    return _grouped_bars(axes, rows, lambda row: row.median_us / 1e3, spread)
+
+
+def _memory(rows: list[Row]) -> str:
+    texts = [
+        f"{row.variant} {row.mode}, {row.provider}: {size_text(row.peak_bytes)}".lstrip()
+        for row in rows
         if row.peak_bytes
     ]
+    return f"Peak memory: {html.escape('; '.join(texts))}."
+
+
+def _networks(axes: Any, rows: list[Row]) -> str:
+    networks = [row for row in rows if row.level == "network"]
+    if not _milliseconds(axes, networks):
+        return ""
+    return (
+        "Whole StyleGAN2 networks without gradients; stock: "
+        f"{STOCK['layers']}; lines: p20 to p80. {_memory(networks)}"
+    )
+
+
+def _training(axes: Any, rows: list[Row]) -> str:
+    steps = [row for row in rows if row.level == "training"]
+    if not _milliseconds(axes, steps):
+        return ""
     return (
         "Losses and gradients of one training step of StyleGAN2 at 64×64 on crops of photographs, "
-        "without the optimiser; lines: p20 to p80. Peak memory: "
-        + html.escape("; ".join(memory))
-        + "."
+        f"without the optimiser; “{LAZY}” is the mean of 16 iterations with R1 in one of them "
+        f"and path length in four; lines: p20 to p80. {_memory(steps)}"
     )

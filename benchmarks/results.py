@@ -53,6 +53,8 @@ class Row:
     of_roofline: float = math.nan
     peak_bytes: int = 0
     memory_method: str = ""
+    launches: int = 0
+    """Kernels that one call of a network starts on a GPU."""
     images: str = ""
     """PNG files beside this one."""
     device: str = ""
@@ -124,8 +126,9 @@ def _header(path: Path) -> list[str]:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file. ValueError where its columns are not those of this version."""
-    if _header(path) != COLUMNS:
+    """The rows of a file, also of one that lacks newer columns. ValueError where it has others."""
+    header = _header(path)
+    if not header or not set(header) <= set(COLUMNS):
         raise ValueError(f"{path} does not have the columns of this version's results")
     with path.open(newline="") as file:
         return [

@@ -15,7 +15,9 @@ from . import gate
 from .bias_act import BiasAct
 from .cases import Case
 from .end_to_end import TrainingStep
-from .machine import MEMORY_METHODS, matrix_product, matrix_rate, peak_memory
+from .layers import ConvolutionLayer
+from .machine import MEMORY_METHODS, launches, matrix_product, matrix_rate, peak_memory
+from .networks import NetworkForward
 from .peers import one_line
 from .photographs import Photographs
 from .results import FAIL, OK, SKIPPED, Row
@@ -27,6 +29,8 @@ WORKLOADS: dict[str, Callable[[Case, Session], Workload]] = {
     "bias_act": BiasAct,
     "upfirdn2d": Upfirdn2d,
     "photographs": Photographs,
+    "layers": ConvolutionLayer,
+    "networks": NetworkForward,
     "training": TrainingStep,
 }
 
@@ -82,7 +86,9 @@ def _measure(
         if call is not None and case.level != "kernel":
             row.peak_bytes = peak_memory(call, session.device)
             row.memory_method = MEMORY_METHODS[session.device.type]
-        if call is not None and cuda_graph:
+        if call is not None and case.level == "network":
+            row.launches = launches(call, session.device)
+        if call is not None and (cuda_graph or case.mode == "CUDA graph"):
             call = _graphed(row, call, session.device)
         if call is not None:
             calls[provider.name] = call
@@ -124,6 +130,9 @@ def _gated(row: Row, provider: Provider, expected: list[gate.Expected]) -> Call 
         return None
     try:
         row.gate_error, wrong = gate.check(provider.call(), expected)
+    except torch.cuda.OutOfMemoryError as error:
+        row.status, row.detail = SKIPPED, one_line(error)
+        return None
     except Exception as error:
         row.status = FAIL if provider.ours else SKIPPED
         row.detail = one_line(error)

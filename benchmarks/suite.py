@@ -10,6 +10,7 @@ import torch
 from .. import backends
 from . import peers, report
 from .cases import Case, select
+from .end_to_end import lazy_iteration
 from .machine import conditions
 from .results import FAIL, OK, ResultsFile, Row
 from .runner import measure, now
@@ -24,8 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report:
         return _report(Path(arguments.report), terminal)
     device = torch.device(arguments.device)
-    if arguments.cuda_graph and device.type != "cuda":
-        terminal.say(f"--cuda-graph needs a CUDA device, got --device {device}")
+    graphs = arguments.cuda_graph or "CUDA graph" in (arguments.mode or ())
+    if graphs and device.type != "cuda":
+        terminal.say(f"a CUDA graph needs a CUDA device, got --device {device}")
         return 2
     cases = select(arguments, device.type)
     if not cases:
@@ -62,6 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
                 terminal.rows(measured)
                 rows += measured
                 progress.advance(task)
+        mean = lazy_iteration(rows)
+        file.append(mean)
+        terminal.rows(mean)
+        rows += mean
     except KeyboardInterrupt:
         interrupted = True
         terminal.say("interrupted; what was measured is kept")
@@ -115,6 +121,7 @@ def _minutes(cases: list[Case], seconds: float, session: Session) -> str:
     total = 0.0
     for case in cases:
         compiled = session.compiles and case.level == "user" and case.mode != "double backward"
-        total += seconds + (20 if case.level == "training" else 7 if compiled else 1)
+        total += seconds + (10 if case.level in ("network", "training") else 7 if compiled else 1)
         total += 3 * (case.op == "upfirdn2d" and case.level == "user")
+        total += 40 * (case.level == "network" and case.shape[2] > 256)
     return "less than a minute" if total < 60 else f"about {total / 60:.0f} minutes"

@@ -21,6 +21,7 @@ WIDTHS = {
     "vs stock": 10,
     "of roofline": 11,
     "memory": 7,
+    "launches": 8,
 }
 
 
@@ -60,7 +61,8 @@ def cells(row: Row) -> list[str]:
     speedup = "" if math.isnan(row.speedup) else f"{row.speedup:.2f}×{against}"
     roofline = "" if math.isnan(row.of_roofline) else f"{row.of_roofline:.0%}"
     median = UNSTEADY * (row.p80_us > 1.5 * row.p20_us) + time_text(row.median_us)
-    return [*case, median, speedup, roofline, size_text(row.peak_bytes)]
+    launches = str(row.launches or "")
+    return [*case, median, speedup, roofline, size_text(row.peak_bytes), launches]
 
 
 class Terminal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import dataclasses
 import math
@@ -16,6 +17,7 @@ import torch
 
 from stylegan_fast import backends, benchmarks
 from stylegan_fast.benchmarks import (
+    cases,
     end_to_end,
     peers,
     photographs,
@@ -25,14 +27,26 @@ from stylegan_fast.benchmarks import (
     timing,
     upfirdn2d,
 )
+from stylegan_fast.benchmarks import stock as stock_networks
 from stylegan_fast.benchmarks.bias_act import BiasAct, stock
-from stylegan_fast.benchmarks.cases import LEVELS, TARGETS, Case, layers, select
+from stylegan_fast.benchmarks.cases import (
+    KINDS,
+    LEVELS,
+    TARGETS,
+    Case,
+    ConvLayer,
+    conv_layers,
+    layers,
+    select,
+)
 from stylegan_fast.benchmarks.gate import Expected, check
-from stylegan_fast.benchmarks.machine import git_commit, peak_memory
+from stylegan_fast.benchmarks.layers import ConvolutionLayer
+from stylegan_fast.benchmarks.machine import git_commit, kernels, launches, peak_memory, tf32
+from stylegan_fast.benchmarks.networks import NetworkForward
 from stylegan_fast.benchmarks.results import COLUMNS, Row
 from stylegan_fast.benchmarks.upfirdn2d import VARIANTS, Upfirdn2d
 from stylegan_fast.benchmarks.workload import Session
-from stylegan_fast.layers import Conv2dLayer, SynthesisLayer
+from stylegan_fast.layers import Conv2dLayer, SynthesisLayer, ToRGBLayer
 from stylegan_fast.models.stylegan2 import Discriminator, Generator
 from stylegan_fast.reference.upfirdn2d import upfirdn2d as reference_upfirdn2d
 
@@ -112,8 +126,9 @@ def test_default_cases():
     for shape in TARGETS:
         modes = {(c.level, c.mode) for c in bias_act if c.shape == shape}
         assert modes == {(level, mode) for level in ("kernel", "user") for mode in LEVELS[level]}
-    assert {c.mode for c in cases if c.op == "training"} == {"D + R1", "G + path length"}
-    assert {c.dtype for c in cases} == {"float32"}
+    assert {c.mode for c in cases if c.op == "training"} == set(LEVELS["training"])
+    assert {c.shape[0] for c in cases if c.op == "training"} == {4}
+    assert {c.dtype for c in cases if c.op != "networks"} == {"float32"}
     assert max(math.prod(c.shape) for c in cases) <= 2**24
     on_gpu = [c for c in select(parse(), "cuda") if c.op == "bias_act"]
     assert {c.dtype for c in on_gpu} == {"float32", "bfloat16", "float16"}
@@ -147,6 +162,67 @@ def test_full_resamplings_are_those_of_the_networks():
     assert "256:b128" in shapes["up2 + add", (3, 64, 64)]
     assert "1024:b128" in shapes["up2 + add", (3, 64, 64)]
     assert not any(c.variant == "after conv" and c.shape[2] == 5 for c in cases)
+
+
+@pytest.mark.parametrize("network", [256, 1024])
+def test_layers_are_those_of_the_networks(network):
+    with torch.device("meta"):
+        base = {256: 16384, 1024: 32768}[network]
+        G = Generator(512, 0, 512, network, 3, channel_base=base)
+        D = Discriminator(0, network, 3, channel_base=base)
+    found = Counter()
+    for name, layer in [*G.synthesis.named_modules(), *D.named_modules()]:
+        if not isinstance(layer, (SynthesisLayer, ToRGBLayer, Conv2dLayer)):
+            continue
+        of_g = not isinstance(layer, Conv2dLayer)
+        block, _, kind = name.partition(".")
+        up, down = getattr(layer, "up", 1), getattr(layer, "down", 1)
+        kind = f"{'G' if of_g else 'D'}.{kind}"
+        assert KINDS[kind] == (layer.weight.shape[2], up, down)
+        o, i = layer.weight.shape[:2]
+        found[int(block[1:]), ConvLayer(kind, i, o, int(block[1:]) // up)] += 1
+    assert Counter(conv_layers(network)) == found
+
+
+@pytest.mark.parametrize("network, of_g, of_d", [(256, 14.90, 15.38), (1024, 74.26, 76.7)], ids=str)
+def test_arithmetic_of_the_networks(network, of_g, of_d):
+    """In 10⁹ multiplications and additions an image, as counted by hand from the papers."""
+    for letter, giga in (("G", of_g), ("D", of_d)):
+        flops = sum(layer.flops for _, layer in conv_layers(network) if layer.kind[0] == letter)
+        assert flops / 2e9 == pytest.approx(giga, rel=1e-3)
+
+
+@pytest.mark.parametrize("device, batches", [("cpu", {1, 4}), ("cuda", {1, 8, 32})])
+def test_full_run_has_every_layer(device, batches):
+    cases = [c for c in select(parse("--full"), device) if c.op == "layers"]
+    timed = {(ConvLayer.of(c), c.shape[0], c.mode) for c in cases}
+    for network in (256, 1024):
+        for _, layer in conv_layers(network):
+            for mode in ("forward", "forward+backward", "double backward"):
+                assert (layer, 1, mode) in timed
+                if layer.size <= 64 or device == "cuda":
+                    assert all((layer, n, mode) in timed for n in batches)
+    assert {c.layout for c in cases} == {"nchw", "nhwc"}
+    names = {c.layer for c in cases if ConvLayer.of(c) == ("G.conv1", 512, 512, 32)}
+    assert names == {"256:b32 1024:b32"}
+
+
+def test_layers_and_networks_of_a_default_run():
+    cases = select(parse(), "cpu")
+    kinds = {c.variant.split(" ")[0] for c in cases if c.op == "layers"}
+    assert kinds == {"G.conv0", "G.conv1", "G.torgb", "D.conv0", "D.conv1", "D.skip"}
+    networks = {(c.variant, c.dtype, c.layout) for c in cases if c.op == "networks"}
+    assert networks == {
+        *((f"{name} {size}", "float32", "nchw") for name in "GD" for size in (256, 1024)),
+        *((f"{name} 256", "bfloat16", "nhwc") for name in "GD"),
+    }
+    on_gpu = [c for c in select(parse(), "cuda") if c.op == "networks"]
+    assert {c.shape[0] for c in on_gpu if c.mode == "forward"} == {1, 8}
+    assert {c.shape[0] for c in on_gpu if c.mode == "CUDA graph"} == {1}
+    chosen = select(parse("--shape", "G.conv0 64", "--mode", "forward", "--layout", "nhwc"), "cpu")
+    assert [(c.shape, c.dtype, c.layout) for c in chosen] == [
+        ((1, 64, 512, 512), "float32", "nhwc")
+    ]
 
 
 def test_filters_choose_among_all_cases():
@@ -421,6 +497,230 @@ def test_calls_are_gated_on_every_backend(python_kernels, tmp_path, variant, mod
     assert check(call(), expected)[1].startswith("y: 1 of ")
 
 
+# Layers and networks
+
+SMALL_LAYERS = {
+    "G.conv0": (10, 6, 5),
+    "G.conv1": (6, 7, 9),
+    "G.torgb": (9, 3, 8),
+    "D.fromrgb": (3, 9, 8),
+    "D.conv0": (7, 6, 9),
+    "D.conv1": (7, 9, 8),
+    "D.skip": (6, 9, 8),
+    "D.conv": (7, 6, 4),
+}
+
+
+def layer_work(folder: Path, kind: str, mode: str, dtype: str, layout: str) -> ConvolutionLayer:
+    i, o, size = SMALL_LAYERS[kind]
+    case = Case("layers", "", (3, i, size, size), dtype, layout, "user", mode, f"{kind} {i}→{o}")
+    return ConvolutionLayer(case, Session(CPU, folder, compiles=False))
+
+
+def calls_of(work) -> dict:
+    return {provider.name: provider.call for provider in work.providers()}
+
+
+@pytest.mark.parametrize("dtype, layout", [("float32", "nchw"), ("bfloat16", "nhwc")])
+@pytest.mark.parametrize("mode", LEVELS["user"])
+@pytest.mark.parametrize("kind", SMALL_LAYERS)
+def test_formulations_of_a_layer_pass_their_gate(tmp_path, kind, mode, dtype, layout):
+    assert SMALL_LAYERS.keys() == KINDS.keys()
+    work = layer_work(tmp_path, kind, mode, dtype, layout)
+    expected = work.expected()
+    names = [e.name for e in expected]
+    assert len(set(names)) == len(names) == {"forward": 1}.get(mode, len(names))
+    if mode != "forward":
+        parameters = {f"gradient of {name}" for name, _ in work.module.named_parameters()}
+        assert parameters | {"gradient of x"} <= set(names)
+        assert ("gradient of w" in names) == kind.startswith("G.")
+    for name, call in calls_of(work).items():
+        assert check(call(), expected)[1] == "", name
+
+
+@pytest.mark.parametrize("kind", ["G.conv0", "D.conv1"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_layer_fails(tmp_path, kind, dtype):
+    work = layer_work(tmp_path, kind, "double backward", dtype, "nchw")
+    expected = work.expected()
+    results_of = calls_of(work)["stock"]()
+    for index, e in enumerate(expected):
+        wrong = list(results_of)
+        if wrong[index] is None or not e.value.any():
+            continue
+        wrong[index] = wrong[index] * (1.01 if dtype == "float32" else 1.2)
+        assert e.name in check(wrong, expected)[1]
+
+
+def test_branches_that_rounding_decides_do_not_count(tmp_path):
+    work = layer_work(tmp_path, "D.conv0", "double backward", "bfloat16", "nchw")
+    y = work.expected()[0].value
+    assert 0.02 < (~work.counted).double().mean() < 0.3
+    assert (work.dy[~work.counted] == 0).all()
+    assert (y[work.counted].abs() > 0.06).all()
+    assert ((y[work.counted].abs() - 2).abs() > 0.06).all()
+    assert (y.abs() == 2).double().mean() > 0.02
+
+
+def test_bytes_and_flops_of_a_layer(tmp_path):
+    work = layer_work(tmp_path, "D.conv1", "forward+backward", "float32", "nchw")
+    x, y, weight = 3 * 7 * 64, 3 * 9 * 16, 7 * 9 * 9
+    assert work.bytes == 3 * 4 * (x + y + weight)
+    assert work.flops == 3 * 2 * 3 * weight * 16
+    work = layer_work(tmp_path, "G.conv0", "forward", "bfloat16", "nhwc")
+    assert work.bytes == 2 * (3 * 10 * 25 + 3 * 6 * 100 + 540)
+    assert work.flops == 2 * 3 * 540 * 25
+
+
+def test_a_layer_is_compiled(tmp_path, monkeypatch):
+    found = []
+
+    def compiler(function, **options):
+        found.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    work = layer_work(tmp_path, "G.conv0", "forward+backward", "float32", "nchw")
+    work.session = Session(CPU, tmp_path)
+    assert check(calls_of(work)["torch.compile"](), work.expected())[1] == ""
+    assert found == [{"fullgraph": True, "dynamic": False}]
+
+
+@pytest.fixture
+def small_networks(monkeypatch):
+    """Networks for images of 16 × 16 pixels, with 4 to 16 channels."""
+    monkeypatch.setitem(cases.CHANNEL_BASE, 16, 64)
+
+
+def network_work(folder, name, dtype="float32", layout="nchw", found=()) -> NetworkForward:
+    case = Case("networks", "", (3, 3, 16, 16), dtype, layout, "network", "forward", f"{name} 16")
+    return NetworkForward(case, Session(CPU, folder, tuple(found), compiles=False))
+
+
+def test_the_stock_networks_are_the_networks(tmp_path, small_networks):
+    for name, formulation in (("G", stock_networks.Generator), ("D", stock_networks.Discriminator)):
+        work = network_work(tmp_path, name)
+        network = copy.deepcopy(work.network).double()
+        c = torch.zeros(3, 0, dtype=torch.float64)
+        options = {"noise_mode": "const"} if name == "G" else {}
+        expected = network(work.x.double(), c, **options)
+        y = formulation(network)(work.x.double(), c)
+        assert expected.std() > 0
+        torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "dtype, layout", [("float32", "nchw"), ("bfloat16", "nhwc"), ("float16", "nchw")]
+)
+@pytest.mark.parametrize("name", ["G", "D"])
+def test_networks_pass_their_gate(tmp_path, small_networks, name, dtype, layout):
+    work = network_work(tmp_path, name, dtype, layout)
+    blocks = getattr(work.network, "synthesis", work.network)
+    assert blocks.b16.use_fp16 == blocks.b8.use_fp16 == (dtype != "float32")
+    assert blocks.b16.channels_last == (layout == "nhwc")
+    expected = work.expected()
+    calls = calls_of(work)
+    assert list(calls) == ["stock", "reference", "automatic"]
+    for provider, call in calls.items():
+        assert check(call(), expected)[1] == "", provider
+    blocks.b8.conv1.weight.data[0] *= -1
+    for provider, call in calls.items():
+        assert check(call(), expected)[1] != "", provider
+
+
+@pytest.mark.parametrize("name", ["G", "D"])
+def test_peers_networks_as_shipped_and_tuned(tmp_path, small_networks, name):
+    checkout = torch_utils_family(tmp_path, "peer")
+    write_tree(checkout, {"training/networks.py": NETWORKS["networks"]})
+    peer = peers.load(str(checkout), CPU)
+    work = network_work(tmp_path, name, "float16", "nchw", [peer])
+    shipped, tuned = (work._peer(peer, tuned=tuned) for tuned in (False, True))
+    assert (shipped.name, tuned.name) == ("peer:peer", "peer:peer tuned")
+    assert "num_fp16_res=4" in shipped.detail
+    assert "num_fp16_res=16, channels_last, TF32" in tuned.detail
+    expected = work.expected()
+    assert check(shipped.call(), expected)[1] == check(tuned.call(), expected)[1] == ""
+    assert list(calls_of(work))[3:] == ["peer:peer"]  # tuned is for GPUs
+    work = network_work(tmp_path, name, "bfloat16", "nhwc", [peer])
+    assert work._peer(peer, tuned=True).detail == "its 16-bit blocks are float16"
+
+
+def test_layers_of_a_peer(tmp_path):
+    checkout = torch_utils_family(tmp_path, "peer")
+    layers_of_ours = (
+        "from stylegan_fast.layers import Conv2dLayer, SynthesisLayer, ToRGBLayer as Plain\n"
+        "class ToRGBLayer(Plain):\n"
+        "    def forward(self, *inputs, **options):\n"
+        "        return super().forward(*inputs, **options) * 1.01\n"
+    )
+    write_tree(checkout, {"training/networks.py": layers_of_ours})
+    peer = peers.load(str(checkout), CPU)
+    for kind in SMALL_LAYERS:
+        work = layer_work(tmp_path, kind, "forward+backward", "float32", "nchw")
+        work.session = Session(CPU, tmp_path, (peer,), compiles=False)
+        wrong = check(calls_of(work)["peer:peer"](), work.expected())[1]
+        assert wrong.startswith("y: off by") if kind == "G.torgb" else wrong == ""
+
+
+def test_kernels_of_a_profile():
+    assert launches(lambda: torch.ones(3) + 1, CPU) == 0
+    events = [{"cat": "kernel"}, {"cat": "gpu_memcpy"}, {"name": "[memory]"}, {"cat": "kernel"}]
+    assert kernels(events) == 2
+
+
+def test_tf32_is_put_back():
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    for allowed in (True, False):
+        with tf32(allowed):
+            assert [flag.allow_tf32 for flag in flags] == [allowed] * 2
+        assert [flag.allow_tf32 for flag in flags] == before
+
+
+# Training
+
+
+def step_row(mode: str, provider: str, median: float, **changes) -> Row:
+    values = {
+        "op": "training",
+        "level": "training",
+        "mode": mode,
+        "provider": provider,
+        "baseline": "reference",
+        "median_us": median,
+        "p20_us": 0.9 * median,
+        "p80_us": 1.1 * median,
+        "n": 5,
+        "flops": 1000,
+        "roofline_us": median / 2,
+        "peak_bytes": round(median),
+        "bytes": 0,
+    }
+    return a_row(**{**values, **changes})
+
+
+def test_lazy_iteration_weighs_the_steps():
+    times = {"D": 100.0, "D + R1": 300.0, "G": 200.0, "G + path length": 500.0}
+    rows = [step_row(mode, "reference", t) for mode, t in times.items()]
+    rows += [step_row(mode, "automatic", t / 2) for mode, t in times.items()]
+    rows += [
+        step_row(mode, "stock", t, status="FAIL" * (mode == "G") or "ok")
+        for mode, t in times.items()
+    ]
+    rows += [a_row()]
+    found = {row.provider: row for row in end_to_end.lazy_iteration(rows)}
+    mean = (15 * 100 + 300 + 12 * 200 + 4 * 500) / 16
+    assert found.keys() == {"reference", "automatic"}
+    assert found["reference"].median_us == pytest.approx(mean)
+    assert found["reference"].p80_us == pytest.approx(1.1 * mean)
+    assert found["reference"].peak_bytes == 500
+    assert found["reference"].of_roofline == pytest.approx(0.5)
+    assert found["reference"].flops == 2000  # of a D and a G step
+    assert found["automatic"].speedup == pytest.approx(2)
+    assert {row.mode for row in found.values()} == {"lazy iteration"}
+    assert end_to_end.lazy_iteration(rows[:3]) == []
+
+
 # Photographs
 
 
@@ -494,6 +794,9 @@ def test_gate_of_a_network_is_a_distance():
     assert check([value * (1 + 2e-4)], expected)[1] == "gradient of w: off by 0.001"
     assert check([value * math.nan], expected)[1] != ""
     assert check([None], expected)[1] == "gradient of w: off by 5"
+    expected[0].counted = torch.tensor([True, False])
+    assert check([torch.tensor([3.0, 9.0])], expected)[1] == ""
+    assert check([torch.tensor([3.1, 4.0])], expected)[1] == "gradient of w: off by 0.1"
 
 
 def _wrong_forward(x, y, mask, *arguments):
@@ -614,7 +917,7 @@ def test_quick_run(quick):
 def test_every_row_carries_its_conditions(quick):
     folder, _, _ = quick
     rows = results.read(folder / "results.csv")
-    assert {row.level for row in rows} == {"kernel", "user", "training"}
+    assert {row.level for row in rows} == {"kernel", "user", "network", "training"}
     assert {row.status for row in rows} == {"ok"}
     for row in rows:
         assert 0 < row.p20_us <= row.median_us <= row.p80_us
@@ -625,7 +928,7 @@ def test_every_row_carries_its_conditions(quick):
         for name in ("run", "timestamp", "device", "processor", "cores", "threads", "system"):
             assert getattr(row, name), name
         assert row.torch == torch.__version__
-        if row.level == "training":
+        if row.level in ("network", "training"):
             assert row.flops > 1e9
             assert row.baseline == "reference"
         else:
@@ -634,6 +937,8 @@ def test_every_row_carries_its_conditions(quick):
             assert row.flops > 0 or row.provider == "copy_"
         if row.level != "kernel":
             assert row.peak_bytes > 0 and row.memory_method
+    steps = Counter(row.mode for row in rows if row.level == "training")
+    assert steps == dict.fromkeys((*LEVELS["training"], "lazy iteration"), 3)
     by_provider = {row.provider: row for row in rows if row.mode == "D + R1"}
     ratio = by_provider["reference"].median_us / by_provider["automatic"].median_us
     assert by_provider["automatic"].speedup == pytest.approx(ratio, rel=1e-4)
@@ -670,12 +975,19 @@ def test_list_measures_nothing(tmp_path, capsys):
     assert "bias_act 4x512x4x4 float32 nchw kernel forward" in lines
 
 
-@pytest.mark.parametrize("argv", [["--cuda-graph"], ["--shape", "no such shape"]])
-def test_requests_that_cannot_be_served(tmp_path, capsys, argv):
+@pytest.mark.parametrize(
+    "argv, reason",
+    [
+        (["--cuda-graph"], "a CUDA graph needs a CUDA device, got --device cpu"),
+        (["--mode", "CUDA graph"], "a CUDA graph needs a CUDA device, got --device cpu"),
+        (["--shape", "no such shape"], "no case matches"),
+    ],
+)
+def test_requests_that_cannot_be_served(tmp_path, capsys, argv, reason):
     status, rows = bench(tmp_path / "out", *argv)
     assert status == 2
     assert rows == []
-    assert capsys.readouterr().out.strip()
+    assert reason in capsys.readouterr().out
 
 
 def test_interrupted_run_keeps_its_rows(monkeypatch, tmp_path, capsys):
@@ -733,6 +1045,17 @@ def test_quick_run_on_a_gpu(tmp_path, graph):
     assert {row.status for row in rows} == {"ok"}
 
 
+@pytest.mark.gpu
+def test_launches_and_replays_of_a_network_on_a_gpu(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no CUDA device")
+    argv = ["--op", "networks", "--shape", "G 256", "--dtype", "float32", "--seconds", "0"]
+    assert benchmarks.main([*argv, "--out", str(tmp_path), "--device", "cuda"]) == 0
+    rows = results.read(tmp_path / "results.csv")
+    assert {row.mode for row in rows} == {"forward", "CUDA graph"}
+    assert all(row.status == "ok" and row.launches > 0 for row in rows if row.shape[:2] == "1x")
+
+
 # What is written down
 
 
@@ -779,6 +1102,23 @@ def test_rows_survive_the_file(tmp_path):
     assert math.isnan(results.read(file.path)[1].median_us)
 
 
+def test_a_file_without_newer_columns_is_read(tmp_path):
+    file = results.ResultsFile(tmp_path)
+    file.append([a_row()])
+    with file.path.open(newline="") as lines:
+        table = [
+            [cell for name, cell in row.items() if name != "launches"]
+            for row in csv.DictReader(lines)
+        ]
+    names = [name for name in COLUMNS if name != "launches"]
+    with file.path.open("w", newline="") as lines:
+        csv.writer(lines).writerows([names, *table])
+    assert [row.cells() for row in results.read(file.path)] == [a_row().cells()]
+    file.path.write_text("")
+    with pytest.raises(ValueError, match=r"results\.csv"):
+        results.read(file.path)
+
+
 def test_a_file_with_other_columns_is_left_alone(tmp_path):
     (tmp_path / "results.csv").write_text("op,time\nx,1\n")
     file = results.ResultsFile(tmp_path)
@@ -801,6 +1141,7 @@ def results_file(tmp_path) -> Path:
         a_row(level="kernel", baseline="", speedup=math.nan, of_roofline=0.75),
         a_row(provider="peer:x", status="FAIL", detail="y: 1 < 2", median_us=math.nan),
         a_row(op="training", level="training", mode="D + R1", images="real.png gone.png", bytes=0),
+        a_row(op="networks", level="network", variant="G 256", launches=35, bytes=0),
     ]
     file.append(rows)
     return file.path
@@ -814,8 +1155,9 @@ def test_report_is_made_from_the_file_alone(results_file, capsys):
     assert "1.23 ms" in page and "3.25×" in page and "88%" in page and "75%" in page
     assert "9.99×" not in page
     assert "A &amp; B &lt;CPU&gt;" in page and "FAIL: y: 1 &lt; 2" in page
-    assert "1 of 4 rows FAIL" in page
-    assert page.count("data:image/svg+xml;base64,") == 4
+    assert "1 of 5 rows FAIL" in page
+    assert "<td>35</td>" in page
+    assert page.count("data:image/svg+xml;base64,") == 5
     assert page.count("data:image/png;base64,") == 1
     assert "http" not in page
 

@@ -1,0 +1,139 @@
+"""A whole StyleGAN2 network without gradients: the generator from z, the discriminator's logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import use_backend
+from ..models import stylegan2
+from ..testing import tolerance
+from . import stock
+from .cases import CHANNEL_BASE, DTYPES, Case, conv_layers
+from .gate import Expected
+from .machine import tf32
+from .peers import Peer, one_line, peer_generator
+from .workload import Provider, Session
+
+EVERYWHERE = 16
+"""As num_fp16_res: all resolutions from 8 on."""
+
+AS_SHIPPED = 4
+"""num_fp16_res of the originals' presets."""
+
+CONV_CLAMP = 256
+
+
+class NetworkForward:
+    """16-bit cases work in 16 bits at every resolution from 8 on. A peer is timed twice on a GPU:
+    as it is shipped (float16 at the four highest resolutions, NCHW, no TF32) and tuned (float16
+    everywhere, channels_last, TF32)."""
+
+    baseline = "reference"
+    bytes = 0
+    images = ""
+
+    def __init__(self, case: Case, session: Session) -> None:
+        self.case = case
+        self.session = session
+        self.dtype = self.arithmetic = DTYPES[case.dtype]
+        self.is_generator = case.variant.startswith("G")
+        n, _, resolution, _ = case.shape
+        layers = [layer for _, layer in conv_layers(resolution) if layer.kind[0] == case.variant[0]]
+        self.flops = n * sum(layer.flops for layer in layers)
+        self.size: dict[str, Any] = {"img_resolution": resolution, "img_channels": 3, "c_dim": 0}
+        base = CHANNEL_BASE[resolution]
+        self.width: dict[str, Any] = {"channel_base": base, "conv_clamp": CONV_CLAMP}
+        self.half = case.dtype != "float32"
+
+        nhwc = case.layout == "nhwc"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.network = self._network(nhwc)
+            for name, parameter in self.network.named_parameters():
+                if name.endswith("noise_strength"):
+                    nn.init.constant_(parameter, 0.1)
+                elif name == "b4.out.weight":  # a sum that does not cancel
+                    nn.init.ones_(parameter)
+            x = torch.randn((n, 512) if self.is_generator else case.shape)
+        self.network = self.network.to(session.device).eval().requires_grad_(False)
+        self.x = x.to(session.device)
+
+    def _network(self, nhwc: bool) -> nn.Module:
+        blocks: dict[str, Any] = {}
+        if self.half:
+            blocks = {"half_dtype": self.dtype, "fp16_channels_last": nhwc}
+        width = {**self.width, "num_fp16_res": EVERYWHERE if self.half else 0}
+        if self.is_generator:
+            return stylegan2.Generator(z_dim=512, w_dim=512, **self.size, **width, **blocks)
+        return stylegan2.Discriminator(**self.size, **width, block_kwargs=blocks)
+
+    def copy(self) -> None:
+        return None
+
+    def copied_bytes(self) -> int:
+        return 0
+
+    def expected(self) -> list[Expected]:
+        exact = copy.deepcopy(self.network).double()
+        with use_backend("reference"):
+            value = self._run(exact, self.x.double(), force_fp32=True)
+        name = "image" if self.is_generator else "logits"
+        scale = max(1.0, value.norm().item())
+        return [Expected(name, value, allowed=tolerance(self.dtype, 9 * 512, scale))]
+
+    def providers(self) -> Iterator[Provider]:
+        formulation: Any = stock.Generator if self.is_generator else stock.Discriminator
+        yield Provider("stock", self._call(formulation(self.network), "reference"))
+        yield Provider("reference", self._call(self.network, "reference"))
+        yield Provider("automatic", self._call(self.network))
+        for peer in self.session.peers:
+            yield self._peer(peer, tuned=False)
+            if self.session.device.type == "cuda" and peer.networks is not None:
+                yield self._peer(peer, tuned=True)
+
+    def _peer(self, peer: Peer, tuned: bool) -> Provider:
+        name = f"{peer.name} tuned" if tuned else peer.name
+        problem = peer.problem or peer.networks_problem
+        if self.case.dtype == "bfloat16":
+            problem = problem or "its 16-bit blocks are float16"
+        if peer.networks is None or problem:
+            return Provider(name, None, problem, ours=False)
+        half = (EVERYWHERE if tuned else AS_SHIPPED) if self.half else 0
+        width = {**self.width, "num_fp16_res": half}
+        blocks = {"fp16_channels_last": True} if tuned else {}
+        try:
+            if self.is_generator:
+                options = {**self.size, "z_dim": 512, "w_dim": 512}
+                network = peer_generator(peer.networks, options, {**width, **blocks})
+            else:
+                options = {**self.size, **width, "block_kwargs": blocks}
+                network = peer.networks.Discriminator(**options)
+            network.load_state_dict(self.network.state_dict())
+        except Exception as error:
+            return Provider(name, None, f"networks: {one_line(error)}", ours=False)
+        network = network.to(self.session.device).eval().requires_grad_(False)
+        detail = f"{peer.detail} num_fp16_res={half}{', channels_last, TF32' * tuned}".lstrip()
+        return Provider(name, self._call(network, tf32_too=tuned), detail, ours=False)
+
+    def _call(
+        self, network: Any, backend: str | None = None, tf32_too: bool = False
+    ) -> Callable[[], list[Tensor]]:
+        # Elsewhere than on CUDA, 16-bit blocks work in 16 bits only where they are told to.
+        told = {"force_fp32": False} if self.half and self.session.device.type != "cuda" else {}
+
+        def call() -> list[Tensor]:
+            with use_backend(backend), tf32(tf32_too):
+                return [self._run(network, self.x, **told)]
+
+        return call
+
+    @torch.no_grad()
+    def _run(self, network: Any, x: Tensor, **options: Any) -> Tensor:
+        if self.is_generator:
+            options["noise_mode"] = "const"
+        return network(x, x.new_zeros(x.shape[0], 0), **options)
