@@ -183,6 +183,18 @@ inline Float load_lanes(const float* p, int first, int last) {
   return Float::load(lanes);
 #endif
 }
+// The same of two-byte numbers.
+template <class T>
+inline Float load_lanes(const T* p, int first, int last) {
+  T lanes[kLanes] = {};
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const auto mask = static_cast<__mmask16>((1u << last) - (1u << first));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), _mm256_maskz_loadu_epi16(mask, p));
+#else
+  std::memcpy(lanes + first, p + first, (last - first) * sizeof(T));
+#endif
+  return load(lanes, Float());
+}
 
 struct float16 {
   uint16_t bits;

@@ -22,12 +22,14 @@ constexpr int64_t kTile = 1 << 15;            // numbers in a tile's row of inpu
 constexpr int64_t kWindow = 1 << 18;          // numbers in the rows that an output row sees: L2
 constexpr int64_t kStep = 2048;               // numbers filtered along y, then along x: L1
 constexpr int64_t kMaxBatch = 32;             // rows of a step
-constexpr int64_t kPastCache = 6 << 20;       // numbers of output that caches do not keep
-constexpr int64_t kBuffered = 512;            // numbers in such a row before the epilogue: L2
+constexpr int64_t kPastCache = 1 << 20;       // numbers of output that caches do not keep
+constexpr int64_t kBuffered = 1 << 14;        // numbers of a block before the epilogue: L2
 constexpr int64_t kBlock = 64;                // channels
 constexpr int64_t kWorkPerThread = 1 << 16;   // multiplications
 constexpr int kDirectTaps = 8;
-constexpr int kAccumulators = 4;              // vectors
+constexpr int64_t kTallStep = 512;            // the same of a tall filter
+constexpr int kAccumulators = 8;              // vectors
+constexpr int kChains = 4;                    // of additions, each waits for the one before it
 
 // Divisors are factors, mostly 1 or 2, and a division costs as much as a few vectors of a row.
 constexpr int64_t floor_divide(int64_t a, int64_t b) {
@@ -153,10 +155,16 @@ struct Sum<0, V> {
 
   explicit Sum(const Taps<A>& t) : taps(t) {}
   V operator()(int64_t at) const {
-    V sum(0.0);
-    for (int64_t k = 0; k < taps.count; ++k)
-      sum = sum + V(taps.weight[k]) * V::load(taps.from[k] + at);
-    return sum;
+    V sums[kChains];
+    for (V& sum : sums) sum = V(0.0);
+    const auto add = [&](int chain, int64_t k) {
+      sums[chain] = sums[chain] + V(taps.weight[k]) * V::load(taps.from[k] + at);
+    };
+    int64_t k = 0;
+    for (; k <= taps.count - kChains; k += kChains)
+      for (int chain = 0; chain < kChains; ++chain) add(chain, k + chain);
+    for (; k < taps.count; ++k) add(0, k);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
 };
 
@@ -196,14 +204,15 @@ void fir(const Taps<typename V::Scalar>& taps, const Runs& runs, D* to) {
 // to[2 * j] and to[2 * j + 1] are the sums over the even and the odd taps; `count` numbers in all.
 template <int kTaps, class V, class D>
 void fir_interleaved(const Taps<typename V::Scalar>& even, const Taps<typename V::Scalar>& odd,
-                     int64_t start, int64_t count, D* to) {
+                     int64_t start, int64_t count, bool past_cache, D* to) {
   const Sum<kTaps, V> sum_even(even), sum_odd(odd);
+  past_cache = past_cache && aligned(to, 0);
   V low, high;
   int64_t i = 0;
   for (; i <= count - 2 * V::lanes; i += 2 * V::lanes) {
     interleave(sum_even(start + i / 2), sum_odd(start + i / 2), low, high);
-    store(to + i, low);
-    store(to + i + V::lanes, high);
+    store(to + i, low, past_cache);
+    store(to + i + V::lanes, high, past_cache);
   }
   if (i == count) return;
   interleave(sum_even(start + i / 2), sum_odd(start + i / 2), low, high);
@@ -215,15 +224,20 @@ void fir_interleaved(const Taps<typename V::Scalar>& even, const Taps<typename V
 template <int kTaps, class V, class D>
 void fir_alternating(const Taps<typename V::Scalar>& even, const Taps<typename V::Scalar>& odd,
                      int64_t start, int64_t pixels, int64_t depth, int64_t from_step,
-                     int64_t to_step, D* to) {
+                     int64_t to_step, bool past_cache, D* to) {
   const Sum<kTaps, V> sum_even(even), sum_odd(odd);
-  const auto pixel = [depth](const Sum<kTaps, V>& sum, int64_t at, D* out) {
+  past_cache = past_cache && aligned(to, to_step | depth);
+  const auto pixel = [=](int64_t at, D* out, bool both) {
+    const auto vector = [=](int64_t j) {
+      store(out + j, sum_even(at + j), past_cache);
+      if (both) store(out + to_step + j, sum_odd(at + j), past_cache);
+    };
     int64_t j = 0;
-    for (; j <= depth - V::lanes; j += V::lanes) store(out + j, sum(at + j));
-    if (j < depth) store(out + depth - V::lanes, sum(at + depth - V::lanes));
+    for (; j <= depth - V::lanes; j += V::lanes) vector(j);
+    if (j < depth) vector(depth - V::lanes);
   };
-  for (int64_t i = 0; i < pixels; ++i)
-    pixel(i % 2 ? sum_odd : sum_even, start + i / 2 * from_step, to + i * to_step);
+  for (; pixels >= 2; pixels -= 2, start += from_step, to += 2 * to_step) pixel(start, to, true);
+  if (pixels) pixel(start, to, false);
 }
 
 // Calls f with the number of taps as a constant if the real workloads have it, else with 0.
@@ -244,29 +258,32 @@ void fir(const Taps<typename V::Scalar>& taps, const Runs& runs, D* to) {
   with_taps(taps.count, [&](auto count) { fir<decltype(count)::value, V>(taps, runs, to); });
 }
 
+// Pixels some numbers apart to pixels some numbers apart.
+template <class A>
+void copy_pixels(const A* __restrict from, int64_t from_step, A* __restrict to, int64_t to_step,
+                 int64_t pixels, int depth) {
+  const auto copy = [=](auto size) {
+    for (int64_t t = 0; t < pixels; ++t)
+      for (int c = 0; c < size; ++c) to[t * to_step + c] = from[t * from_step + c];
+  };
+  if (depth == 1) return copy(std::integral_constant<int, 1>());
+  if (depth == 3) return copy(std::integral_constant<int, 3>());
+  copy(depth);
+}
+
 // Pixel t * phases + r of a row to pixel t of phase r, and back.
 template <class A>
-void split(const A* __restrict row, int64_t pixels, int depth, int phases, int64_t phase_length,
-           A* __restrict to) {
-  if (depth == 1 && phases == 2) {
-    A* odd = to + phase_length;
-    for (int64_t t = 0; t < pixels / 2; ++t) to[t] = row[2 * t], odd[t] = row[2 * t + 1];
-    if (pixels % 2) to[pixels / 2] = row[pixels - 1];
-    return;
-  }
+void split(const A* row, int64_t pixels, int depth, int phases, int64_t phase_length, A* to) {
   for (int r = 0; r < phases; ++r)
-    for (int64_t i = r, t = 0; i < pixels; i += phases, ++t)
-      for (int c = 0; c < depth; ++c)
-        to[r * phase_length + t * depth + c] = row[i * depth + c];
+    copy_pixels(row + r * depth, static_cast<int64_t>(phases) * depth, to + r * phase_length, depth,
+                ceil_divide(pixels - r, phases), depth);
 }
 
 template <class A>
-void unsplit(const A* __restrict from, int64_t pixels, int depth, int phases, int64_t phase_length,
-             A* __restrict row) {
+void unsplit(const A* from, int64_t pixels, int depth, int phases, int64_t phase_length, A* row) {
   for (int r = 0; r < phases; ++r)
-    for (int64_t i = r, t = 0; i < pixels; i += phases, ++t)
-      for (int c = 0; c < depth; ++c)
-        row[i * depth + c] = from[r * phase_length + t * depth + c];
+    copy_pixels(from + r * phase_length, depth, row + r * depth, static_cast<int64_t>(phases) * depth,
+                ceil_divide(pixels - r, phases), depth);
 }
 
 // How input becomes numbers of the accumulation type: as it is, or as d(v).
@@ -291,16 +308,22 @@ struct Problem {
         y{p.in_height, p.out_height, p.pad_y, p.up_y, p.down_y, p.taps_y} {
     // An image of one pixel is both: as NHWC its mask units are whole.
     channels_last = p.channels_last || p.out_height * p.out_width == 1;
-    depth = !channels_last ? 1 : static_cast<int>(p.channels <= 2 * kBlock ? p.channels : kBlock);
+    const int64_t window = smaller((p.taps_y - 1) / p.up_y + 1, p.in_height);
+    const bool long_window = window > 2 * kGroup;
+    const int64_t block = long_window ? kGroup : kBlock;  // wide tiles share the columns both see
+    depth = !channels_last ? 1 : static_cast<int>(p.channels <= 2 * block ? p.channels : block);
     blocks = ceil_divide(p.channels, depth);
     const int64_t common = greatest_common_divisor(p.up_x, p.down_x);
     out_phases = static_cast<int>(p.up_x / common);
     in_phases = static_cast<int>(p.down_x / common);
     narrow = depth < V::lanes;
-    streams = std::is_same<A, float>::value && filter.separable && depth == 1 && p.taps_x == p.taps_y &&
-              p.up_x * p.up_y == 1 && p.down_x == p.down_y &&
-              with_stream_filter(p.taps_x, p.down_x, [](auto) {});
-    const int64_t window = smaller((p.taps_y - 1) / p.up_y + 1, p.in_height);
+    // The last block of channels, too, is a vector at least.
+    const bool fits = depth == 1 || (depth >= V::lanes && p.channels % depth % V::lanes == 0);
+    streams = std::is_same<A, float>::value && filter.separable && fits &&
+              p.taps_x == p.taps_y && p.up_x * p.up_y == 1 && p.down_x == p.down_y &&
+              with_stream_filter(p.taps_x, p.down_x, [&](auto f) {
+                batch = depth == 1 ? kMaxBatch : decltype(f)::rows;
+              });
     const int64_t most = larger(smaller(kTile, kWindow / window) / depth, kGroup);
     const int64_t unit = narrow ? kGroup * out_phases : out_phases;
     const auto out_pixels = [&](int64_t in_pixels) {
@@ -308,17 +331,21 @@ struct Problem {
     };
     width = smaller(out_pixels(most), p.out_width);
     // A step: along y, more vectors than a store buffer holds before any of them is read again
-    // along x; of a tall filter so many rows that most of its window is found in L1 again.
-    const bool tall = window > 2 * kGroup;
+    // along x; of a tall filter rows that share what they read.
+    tall = long_window && filter.separable && p.up_y == 1 && p.down_y == 1;
     batch = !filter.separable ? 1
-            : streams         ? kMaxBatch
-            : tall            ? kGroup
+            : streams         ? batch
+            : long_window     ? kGroup
                               : clip(kStep / (width * depth), 1, kMaxBatch);
     batch = smaller(batch, p.out_height);
-    const int64_t numbers = tall ? 2 * kStep / (window + batch) : kStep / batch;
-    buffers = tail.e || add || !std::is_same<T, A>::value;
+    const int64_t numbers = tall          ? kTallStep
+                            : long_window ? 2 * kStep / (window + batch)
+                                          : kStep / batch;
+    converts = streams && std::is_same<Source, Plain>::value && !tail.e && !add &&
+               (depth == 1 ? p.stride_w : p.stride_c) == 1;
+    buffers = tail.e || add || (!std::is_same<T, A>::value && !converts);
     step = !filter.separable || (streams && !buffers) ? width
-           : streams ? smaller(kBuffered, width)
+           : streams ? larger(kBuffered / (batch * depth), 1)
                      : out_pixels(larger(numbers / depth, 1));
     step = smaller(step, width);
     rows = smaller((p.taps_y - 1 + (batch - 1) * p.down_y) / p.up_y + 1, p.in_height);
@@ -326,6 +353,7 @@ struct Problem {
     tiles = p.samples * blocks * columns;
     // Columns of input: what the outputs see; in whole mask units, and with what the tile owns.
     seen = (width * p.down_x + p.taps_x) / p.up_x + 2 + in_phases;
+    past_cache = p.samples * p.channels * p.out_height * p.out_width >= kPastCache;
     input = with_sums ? p.in_width : smaller(seen + kGroup, p.in_width);
   }
 
@@ -339,8 +367,6 @@ struct Problem {
     const double useful = pixels * p.samples * p.channels / kWorkPerThread;
     return useful < most ? static_cast<int>(larger(1, useful)) : static_cast<int>(larger(1, most));
   }
-
-  int64_t numel() const { return p.samples * p.channels * p.out_height * p.out_width; }
 
   const Upfirdn2d& p;
   const Source source;
@@ -356,7 +382,10 @@ struct Problem {
   bool channels_last;
   bool narrow;   // a pixel is less than a vector, so phases are stored apart
   bool streams;  // through registers (stream.h)
-  bool buffers;  // the filter's result is not yet the output
+  bool tall;     // rows of output along y together (stream.h)
+  bool converts;  // streams read the input and write the output, whatever their type
+  bool past_cache;
+  bool buffers;   // the filter's result is not yet the output
   int64_t blocks, width, columns, tiles, rows, input, seen;
   int64_t batch, step;  // rows, and pixels of the output
 };
@@ -381,7 +410,8 @@ class Worker {
                  out_length_ * (problem.streams ? problem.batch : 1) + 3 * pattern_length() +
                  (splits_output() ? out_phase_length_ * problem.out_phases : 0) + padded(depth_) +
                  weights() + kGroup),
-        pointers_(weights() + rows_of_a_stream()), taps_(problem.out_phases) {
+        pointers_(weights()), stream_rows_(rows_of_a_stream()),
+        tall_rows_(problem.tall ? p_.taps_y + problem.batch : 0), taps_(problem.out_phases) {
     A* at = numbers_.get() + to_alignment(numbers_.get());
     const auto take = [&](int64_t count) { return (at += count) - count; };
     loaded_ = take(loaded_length_ * loaded_rows());
@@ -394,8 +424,6 @@ class Worker {
     phases_ = splits_output() ? take(out_phase_length_ * problem.out_phases) : nullptr;
     part_ = take(padded(depth_));
     const A** from = pointers_.get();
-    stream_rows_ = from;
-    from += rows_of_a_stream();
     vertical_ = {from, take(problem.rows), 0};
     from += problem.rows;
     const int64_t most = taps_of_a_phase();
@@ -414,6 +442,7 @@ class Worker {
       run_rows(first, last);
       begin += last - first;
     }
+    if (problem_.past_cache) store_fence();
   }
 
  private:
@@ -469,10 +498,12 @@ class Worker {
     const bool unit = depth_ == 1 ? in_step == 1 || end_ - begin_ == 1 : p_.stride_c == 1;
     const int64_t run = depth_ == 1 || in_step == depth_ ? (end_ - begin_) * depth_ : depth_;
     // Many rows a power of two apart would share cache sets.
-    direct_ = std::is_same<T, A>::value && std::is_same<Source, Plain>::value && unit &&
-              run >= V::lanes && (problem_.streams || p_.taps_y <= kDirectTaps * p_.up_y);
-
     streams_ = problem_.streams && begin_ < end_;
+    direct_ = streams_ ? problem_.converts || (std::is_same<T, A>::value && unit)
+                       : std::is_same<T, A>::value && unit && run >= V::lanes &&
+                             p_.taps_y <= kDirectTaps * p_.up_y;
+    direct_ = direct_ && std::is_same<Source, Plain>::value;
+
     start_tail();
     if (streams_) return;
 
@@ -530,7 +561,9 @@ class Worker {
       started = started || begin < end;
       advance(end);
       if (streams_) {
-        if constexpr (std::is_same<A, float>::value) stream(o, rows);
+        if constexpr (std::is_same<A, float>::value) {
+          problem_.converts ? stream<T>(o, rows) : stream<A>(o, rows);
+        }
       } else if (problem_.filter.separable) {
         filter_separably(o, rows);
       } else {
@@ -649,33 +682,46 @@ class Worker {
     for (int c = 0; c < depth_; ++c) totals[c] += part_[c];
   }
 
-  // Output rows [o, o + rows) through registers.
+  // Output rows [o, o + rows) through registers, of numbers of type D.
+  template <class D>
   void stream(int64_t o, int64_t rows) {
     const int64_t seen = p_.taps_y + (rows - 1) * p_.down_y, first = y_.first(o);
     for (int64_t k = 0; k < seen; ++k) {
       const int64_t i = first + k;
-      stream_rows_[k] = i < 0 || i >= y_.in ? nullptr : row_of_input(i, begin_);
+      stream_rows_[k] = i < 0 || i >= y_.in ? nullptr : streamed_row<D>(i);
     }
-    const bool past_cache = !problem_.buffers && problem_.numel() >= kPastCache;
-    const StreamRows in{stream_rows_, begin_, end_, rows, past_cache};
+    Block<D> block{stream_rows_.get(), begin_, end_, direct_ ? p_.stride_w : depth_,
+                   nullptr, out_length_, depth_, rows, 0, 0, false};
     for (int64_t begin = 0; begin < width_; begin += problem_.step) {
-      const int64_t count = smaller(problem_.step, width_ - begin), x = out_x_ + begin;
-      A* to = row_;
-      int64_t row_step = out_length_;
-      if constexpr (std::is_same<T, A>::value) {
+      const int64_t x = out_x_ + begin;
+      block.width = smaller(problem_.step, width_ - begin);
+      block.first = x_.first(x);
+      if constexpr (std::is_same<D, A>::value) block.to = row_;
+      if constexpr (std::is_same<D, T>::value) {
         if (!problem_.buffers) {
-          to = problem_.out + out_offset(o, x);
-          row_step = x_.out;
+          block.to = problem_.out + out_offset(o, x);
+          block.pixel_step = problem_.channels_last ? p_.channels : 1;
+          block.row_step = x_.out * block.pixel_step;
+          block.past_cache = problem_.past_cache;
         }
       }
       with_stream_filter(p_.taps_x, p_.down_x, [&](auto filter) {
-        const Stream<decltype(filter)> blocks(in, problem_.filter.along_x(),
-                                              problem_.filter.along_y());
-        blocks.run(x_.first(x), count, row_step, to);
+        const Stream<decltype(filter), D> stream(block, problem_.filter.along_x(),
+                                                 problem_.filter.along_y());
+        depth_ == 1 ? stream.plane() : stream.pixels(depth_);
       });
       for (int64_t k = 0; problem_.buffers && k < rows; ++k)
-        finish_row(o + k, x, count, row_ + k * out_length_);
+        finish_row(o + k, x, block.width, row_ + k * out_length_);
     }
+  }
+
+  template <class D>
+  const D* streamed_row(int64_t i) const {
+    if constexpr (std::is_same<D, T>::value) {
+      if (direct_) return problem_.in + in_offset(i, begin_);
+    }
+    if constexpr (std::is_same<D, A>::value) return row_of_input(i, begin_);
+    return nullptr;
   }
 
   // From column `first` of the image on.
@@ -701,9 +747,11 @@ class Worker {
       const int64_t needed = larger(x_.last(out_x_ + end - 1) + 1 - seen_begin_, 0);
       const int64_t until =
           smaller(seen_begin_ + ceil_divide(needed, phases) * phases, seen_end_);
+      const int64_t first = clip(done, begin_, end_), last = clip(until, begin_, end_);
+      if (problem_.tall && first < last) filter_tall(o, rows, first, last);
       for (int64_t k = 0; until > done && k < rows; ++k) {
         A* row = filtered_row(k);
-        filter_along_y(o + k, clip(done, begin_, end_), clip(until, begin_, end_), row);
+        if (!problem_.tall) filter_along_y(o + k, first, last, row);
         if (splits_input()) {
           split_columns(row, done - seen_begin_, until - seen_begin_, prepared_row(k));
         }
@@ -727,6 +775,18 @@ class Worker {
            row + (first - seen_begin_) * depth_);
   }
 
+  // The same for output rows [o, o + rows).
+  void filter_tall(int64_t o, int64_t rows, int64_t first, int64_t last) {
+    const int64_t from = y_.first(o), seen = p_.taps_y + rows - 1;
+    for (int64_t k = 0; k < seen; ++k) {
+      const int64_t i = from + k;
+      tall_rows_[k] = i < 0 || i >= y_.in ? nullptr : row_of_input(i, first);
+    }
+    TallFir<V>(tall_rows_.get(), problem_.filter.along_y(), p_.taps_y)
+        .run(rows, (last - first) * depth_, filtered_row(0) + (first - seen_begin_) * depth_,
+             prepared_length_);
+  }
+
   // Pixels [begin, end) of an output row, from the prepared row `from`, and what follows.
   void filter_along_x(int64_t o, int64_t from, int64_t begin, int64_t end) {
     const int64_t pixels = end - begin;
@@ -735,16 +795,17 @@ class Worker {
     const bool pair = problem_.out_phases == 2 && width_ > 1 &&
                       taps_[0].count == taps_[1].count && (depth_ == 1 || depth_ >= V::lanes);
     if (problem_.tail.e || problem_.add || (splits_output() && !pair)) {
-      filter_row(pair, from, pixels, depth_, row_);
+      filter_row(pair, from, pixels, depth_, false, row_);
       finish_row(o, out_x_ + begin, pixels, row_);
     } else {
       const int64_t pixel = problem_.channels_last ? p_.channels : 1;
-      filter_row(pair, from, pixels, pixel, problem_.out + out_offset(o, out_x_ + begin));
+      filter_row(pair, from, pixels, pixel, problem_.past_cache,
+                 problem_.out + out_offset(o, out_x_ + begin));
     }
   }
 
   template <class D>
-  void filter_row(bool pair, int64_t from, int64_t pixels, int64_t pixel, D* to) {
+  void filter_row(bool pair, int64_t from, int64_t pixels, int64_t pixel, bool past_cache, D* to) {
     const int phases = problem_.out_phases;
     const int64_t step = splits_input() ? depth_ : static_cast<int64_t>(problem_.in_phases) * depth_;
     const auto pixels_of = [&](int r) { return ceil_divide(pixels - r, phases); };
@@ -752,9 +813,10 @@ class Worker {
       with_taps(taps_[0].count, [&](auto count) {
         constexpr int kTaps = decltype(count)::value;
         if constexpr (V::lanes > 1) {
-          if (depth_ == 1) return fir_interleaved<kTaps, V>(taps_[0], taps_[1], from, pixels, to);
+          if (depth_ == 1) return fir_interleaved<kTaps, V>(taps_[0], taps_[1], from, pixels, past_cache, to);
         }
-        fir_alternating<kTaps, V>(taps_[0], taps_[1], from, pixels, depth_, step, pixel, to);
+        fir_alternating<kTaps, V>(taps_[0], taps_[1], from, pixels, depth_, step, pixel, past_cache,
+                                  to);
       });
     } else if (splits_output()) {
       if constexpr (std::is_same<D, A>::value) {
@@ -856,9 +918,10 @@ class Worker {
   const int64_t loaded_length_, phase_length_, prepared_length_, out_length_, out_phase_length_;
   const Buffer<A> numbers_;
   const Buffer<const A*> pointers_;
+  const Buffer<const void*> stream_rows_;
+  const Buffer<const A*> tall_rows_;
   const Buffer<Taps<A>> taps_;
   Taps<A> vertical_;
-  const A** stream_rows_;
   A *loaded_, *prepared_, *filtered_, *row_, *phases_, *scale_, *bias_, *noise_, *part_;
   bool direct_;   // rows of the input are read where they are
   bool streams_;
