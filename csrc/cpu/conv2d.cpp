@@ -35,7 +35,7 @@ constexpr int64_t kBlockSums = 64;              // output channels, times phases
 constexpr int64_t kSharedWeights = 3 << 20;     // numbers of U that are kept
 constexpr int64_t kSharedTiles = 5 << 20;       // numbers of V that threads share
 constexpr int64_t kGradientTiles = 1 << 15;     // times channels
-constexpr int64_t kAhead = 2;  // channels
+constexpr int64_t kChannelsAhead = 2;  // channels
 constexpr int64_t kWorkPerThread = 1 << 20;     // multiplications
 
 constexpr int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
@@ -314,7 +314,7 @@ void transform_planes(const Source& source, const Segments& segments, int64_t c,
       const bool inside = y >= 0 && y < image.height;
       const float* row = plane + (inside ? y * image.stride_y : 0);
       for (int64_t j = 0; direct && j <= pixels; j += 64 / sizeof(float))
-        __builtin_prefetch(row + x + j + kAhead * image.stride_c, 0, 2);
+        __builtin_prefetch(row + x + j + kChannelsAhead * image.stride_c, 0, 2);
       for (int j = 0; j < kBeyond; ++j) {
         const int64_t at = x + pixels + j;
         const bool present = inside && at >= 0 && at < image.width;
