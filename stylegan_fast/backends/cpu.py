@@ -207,9 +207,7 @@ def conv2d_refusal(call: ConvClass) -> str | None:
         return "it is for up=1 or 2 and down=1"
     if max(call.kernel_x, call.kernel_y) > 3 * call.up:
         return "it is for kernels of at most 3x3, or 6x6 with up=2"
-    if (call.kernel_x == 6 and call.pad_x % 2 == 0) or (
-        call.kernel_y == 6 and call.pad_y % 2 == 0
-    ):
+    if (call.kernel_x == 6 and call.pad_x % 2 == 0) or (call.kernel_y == 6 and call.pad_y % 2 == 0):
         return "with an even padding 6 taps of an upsampled row are 4 of some tile's row"
     return None
 

@@ -191,9 +191,8 @@ def _with_epilogue(
     if fir is not None:
         whole, taps = _composed_geometry(conv, taps, f, fir)
     y = _image(x, w.shape[0], whole.output_size(*_image_size(x), taps))
-    by_kernel = (fir is None or (fir.up_x, fir.up_y) == (1, 1)) and (
-        fir_ops.whole_units(y) or not save_mask
-    )
+    by_kernel = fir is None or _is_one_convolution(conv, _kernel_size(w), fir)
+    by_kernel = by_kernel and (fir_ops.whole_units(y) or not save_mask)
     by_kernel = by_kernel and _own_kernel(FORWARD, x, w.shape[0], taps, whole, backend)
     if fir is not None and not by_kernel:
         u = _linear(x, w, pre, up, down, padding, correlate, backend)
@@ -217,6 +216,14 @@ def _with_epilogue(
     else:
         run.epilogue_forward(y, y, saved, walked, end)
     return y, mask
+
+
+def _is_one_convolution(conv: Fir, kernel_size: tuple[int, int], fir: Fir) -> bool:
+    """The filter sees zeros around the convolution's output, so that has to end where it is 0."""
+    kw, kh = kernel_size
+    full = conv.x0 >= kw - 1 and conv.x1 >= kw - conv.up_x
+    full = full and conv.y0 >= kh - 1 and conv.y1 >= kh - conv.up_y
+    return full and conv.down_x == fir.up_x == fir.up_y == fir.down_x == fir.down_y == 1
 
 
 def _composed_geometry(
