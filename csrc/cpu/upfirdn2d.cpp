@@ -282,8 +282,8 @@ void split(const A* row, int64_t pixels, int depth, int phases, int64_t phase_le
 template <class A>
 void unsplit(const A* from, int64_t pixels, int depth, int phases, int64_t phase_length, A* row) {
   for (int r = 0; r < phases; ++r)
-    copy_pixels(from + r * phase_length, depth, row + r * depth, static_cast<int64_t>(phases) * depth,
-                ceil_divide(pixels - r, phases), depth);
+    copy_pixels(from + r * phase_length, depth, row + r * depth,
+                static_cast<int64_t>(phases) * depth, ceil_divide(pixels - r, phases), depth);
 }
 
 // How input becomes numbers of the accumulation type: as it is, or as d(v).
