@@ -1,9 +1,9 @@
-// Blocks of a plane of a separable filter's output through registers, for the filters that networks
-// run, with as many taps and the same factor along both axes.
+// Blocks of a separable filter's output through registers, for the filters that networks run, with
+// as many taps and the same factor along both axes.
 //
-// A strip of a few vectors walks down the plane: every row of input is read once, filtered along x by
-// shifting vectors against each other, and added to all the rows of output that see it. Rows that are
-// not complete yet stay in registers.
+// A strip walks down a plane, a few vectors wide, or along the pixels of NHWC, a vector of channels
+// of a few rows. Each line of input is read once, filtered across the strip, and added to all the
+// lines of output that see it. Lines that are not complete yet stay in registers.
 #pragma once
 
 #include <type_traits>
@@ -122,7 +122,9 @@ class Stream {
     const bool past_cache = b_.past_cache && aligned(to, row_step);
     const auto write = [=](int64_t row, const Float* sums) STYLEGAN_FAST_INLINE {
       T* out = to + row * row_step;
-      unrolled<N>([&](auto v) STYLEGAN_FAST_INLINE { store(out + v * kLanes, sums[v], past_cache); });
+      unrolled<N>([&](auto v) STYLEGAN_FAST_INLINE {
+        store(out + v * kLanes, sums[v], past_cache);
+      });
     };
     const auto write_some = [=](int64_t row, const Float* sums) STYLEGAN_FAST_INLINE {
       T* out = to + row * row_step;
@@ -178,7 +180,9 @@ class Stream {
     const bool past_cache = b_.past_cache && aligned(to, row_step | pixel_step);
     const auto write = [=](int64_t x, const Float* sums) STYLEGAN_FAST_INLINE {
       T* out = to + x * pixel_step;
-      unrolled<N>([&](auto v) STYLEGAN_FAST_INLINE { store(out + v * row_step, sums[v], past_cache); });
+      unrolled<N>([&](auto v) STYLEGAN_FAST_INLINE {
+        store(out + v * row_step, sums[v], past_cache);
+      });
     };
     const auto strip = [&](const auto& read) STYLEGAN_FAST_INLINE {
       const auto line = [&](int64_t i, const Float* across, Float* filtered) STYLEGAN_FAST_INLINE {

@@ -4,8 +4,8 @@
 // channels where it is NHWC. Either way a row is consecutive numbers, `depth` to a pixel, and every
 // step is the same primitive, a weighted sum of shifted rows (`fir`). A filter that is an outer
 // product filters the rows of the input that an output row sees along y, then that one row along x;
-// any other filter sums over all its taps at once. The commonest filters of planes go through registers
-// instead (stream.h). The epilogue follows while the row is in L1.
+// any other filter sums over all its taps at once. The commonest filters go through registers and
+// tall ones filter several rows at once (stream.h). The epilogue follows while the row is in L1.
 
 #include <limits>
 #include <type_traits>
@@ -282,8 +282,8 @@ void split(const A* row, int64_t pixels, int depth, int phases, int64_t phase_le
 template <class A>
 void unsplit(const A* from, int64_t pixels, int depth, int phases, int64_t phase_length, A* row) {
   for (int r = 0; r < phases; ++r)
-    copy_pixels(from + r * phase_length, depth, row + r * depth, static_cast<int64_t>(phases) * depth,
-                ceil_divide(pixels - r, phases), depth);
+    copy_pixels(from + r * phase_length, depth, row + r * depth,
+                static_cast<int64_t>(phases) * depth, ceil_divide(pixels - r, phases), depth);
 }
 
 // How input becomes numbers of the accumulation type: as it is, or as d(v).
@@ -384,7 +384,7 @@ struct Problem {
   bool streams;  // through registers (stream.h)
   bool tall;     // rows of output along y together (stream.h)
   bool converts;  // streams read the input and write the output, whatever their type
-  bool past_cache;
+  bool past_cache;  // the output is too large to be found in a cache later
   bool buffers;   // the filter's result is not yet the output
   int64_t blocks, width, columns, tiles, rows, input, seen;
   int64_t batch, step;  // rows, and pixels of the output
@@ -805,7 +805,8 @@ class Worker {
   }
 
   template <class D>
-  void filter_row(bool pair, int64_t from, int64_t pixels, int64_t pixel, bool past_cache, D* to) {
+  void filter_row(bool pair, int64_t from, int64_t pixels, int64_t pixel, bool past_cache,
+                  D* to) {
     const int phases = problem_.out_phases;
     const int64_t step = splits_input() ? depth_ : static_cast<int64_t>(problem_.in_phases) * depth_;
     const auto pixels_of = [&](int r) { return ceil_divide(pixels - r, phases); };
@@ -813,7 +814,9 @@ class Worker {
       with_taps(taps_[0].count, [&](auto count) {
         constexpr int kTaps = decltype(count)::value;
         if constexpr (V::lanes > 1) {
-          if (depth_ == 1) return fir_interleaved<kTaps, V>(taps_[0], taps_[1], from, pixels, past_cache, to);
+          if (depth_ == 1) {
+            return fir_interleaved<kTaps, V>(taps_[0], taps_[1], from, pixels, past_cache, to);
+          }
         }
         fir_alternating<kTaps, V>(taps_[0], taps_[1], from, pixels, depth_, step, pixel, past_cache,
                                   to);
