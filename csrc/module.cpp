@@ -166,6 +166,16 @@ PYBIND11_MODULE(_C, m) {
                               pointer<void>(stream));
       },
       without_gil);
+  m.def("cuda_epilogue_moments_workspace", &cuda::epilogue_moments_workspace);
+  m.def(
+      "cuda_epilogue_backward",
+      [](const Epilogue& e, double negative_slope, uintptr_t dy, uintptr_t y, uintptr_t mask,
+         uintptr_t dx, uintptr_t moments, uintptr_t workspace, uintptr_t stream) {
+        cuda::epilogue_backward(e, negative_slope, pointer<void>(dy), pointer<void>(y),
+                                pointer<uint8_t>(mask), pointer<void>(dx), pointer<void>(moments),
+                                pointer<void>(workspace), pointer<void>(stream));
+      },
+      without_gil);
   m.def("cuda_upfirdn2d_workspace", &cuda::upfirdn2d_workspace);
   m.def(
       "cuda_upfirdn2d_forward",

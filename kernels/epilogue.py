@@ -1,4 +1,4 @@
-"""The epilogue of every fused op; csrc/epilogue.h states the contract of the three maps.
+"""The epilogue of every fused op; csrc/epilogue.h states the contract of the four maps.
 
     v = scale[n, c] * x + strength * noise[n, pixel] + b[c]
     y = clamp(gain * act(v; alpha), -clamp, +clamp)
@@ -71,7 +71,9 @@ def _walk(
     per_sample: bool,
     writes_mask: bool = False,
     writes_sum: bool = False,
+    samples: int = 1,
 ) -> _Walk:
+    """For one of the samples that programs keep to, or for all that there are."""
     numel = outer * channels * inner
     if not per_sample:
         pixels = inner if inner > 1 else outer
@@ -99,7 +101,7 @@ def _walk(
     steps = 1
     if writes_sum and layout == "pixels":
         # A program leaves one partial sum per channel, so it should see many rows.
-        steps = steps_of(triton.cdiv(rows, tile_rows) * col_tiles)
+        steps = steps_of(triton.cdiv(rows, tile_rows) * col_tiles * samples)
     return _Walk(
         rows,
         cols,
@@ -110,7 +112,7 @@ def _walk(
         layout,
         fold,
         cols % 8 == 0,
-        numel >= 2**31 - _TILE,
+        numel * samples >= 2**31 - _TILE,
         per_sample and layout == "pixels" and pixels % (tile_rows * fold) == 0,
         steps,
         tile_rows,
@@ -235,6 +237,15 @@ def activate(
 
 
 @triton.jit
+def _bits(mask, word, lane, offset, inside, ALIGNED: tl.constexpr):
+    """Of each element: bit 0 says v <= 0 and bit 8 clamped."""
+    if not ALIGNED:
+        word = offset // 8
+        lane = offset % 8
+    return tl.load(mask + word, inside, 0).to(tl.int32) >> lane
+
+
+@triton.jit
 def differentiate(dy, bits, above, below, DROPS_NEGATIVE: tl.constexpr):
     """d(v) of dy: `above` and `below` 0 are the factors, bit 0 says below and bit 8 clamped."""
     if DROPS_NEGATIVE:
@@ -310,11 +321,8 @@ def epilogue_masked_kernel(
         if mask is None:
             dv = above * tl.load(dy + offset, inside, 0).to(ACC)
         else:
-            if not ALIGNED:
-                word = offset // 8
-                lane = offset % 8
             # Before dy: the other way round Triton repeats the arithmetic in a second layout.
-            bits = tl.load(mask + word, inside, 0).to(tl.int32) >> lane
+            bits = _bits(mask, word, lane, offset, inside, ALIGNED)
             dv = tl.load(dy + offset, inside, 0).to(ACC)
             dv = differentiate(dv, bits, above, below, DROPS_NEGATIVE)
         if workspace is not None:
@@ -330,6 +338,84 @@ def epilogue_masked_kernel(
         _store_sums(
             workspace, sums, row_group, col_tile, rows, cols, col_tiles, LAYOUT, ROWS, UNITS
         )
+
+
+@triton.jit(do_not_specialize=["programs", "parts", "all_parts", *_SIZES])
+def epilogue_backward_kernel(
+    dy, y, mask, noise, scale, dx, workspace, negative_slope, gain,
+    DROPS_NEGATIVE: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr, programs, parts, all_parts,
+    rows, cols, col_tiles, channels, inner, pixels,
+    LAYOUT: tl.constexpr, FOLD: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    ONE_SAMPLE: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if dy.dtype.element_ty == tl.float64 else tl.float32
+    DROPPED: tl.constexpr = 0x101 if DROPS_NEGATIVE else 0x100
+    above = tl.full([], gain, ACC)
+    below = above * negative_slope
+    program = tl.program_id(0).to(tl.int64 if WIDE else tl.int32)
+    if ALIGNED:
+        cols = cols // 8 * 8  # tells the compiler that every row starts a unit
+    if LAYOUT == "pixels":
+        sample = program // programs
+        program = program % programs
+        if noise is not None and NOISE_PER_SAMPLE:
+            noise += sample * pixels
+        if scale is not None:
+            scale += sample * (cols // FOLD)
+        if workspace is not None:
+            workspace += sample * parts
+    row_group = program // col_tiles
+    col_tile = program % col_tiles
+    dv_sums = tl.zeros([ROWS, UNITS, 8], ACC)
+    y_sums = tl.zeros([ROWS, UNITS, 8], ACC)
+    noise_sums = tl.zeros([ROWS, UNITS, 8], ACC)
+    for step in range(STEPS):
+        row_tile = row_group * STEPS + step
+        row, col, lane, word, offset, unit_inside, inside = _tile(
+            row_tile, col_tile, rows, cols, ALIGNED, ROWS, UNITS
+        )
+        channel, scale_at, noise_at = _place(
+            row_tile, row, col, rows, cols, channels, inner, pixels,
+            NOISE_PER_SAMPLE, LAYOUT, FOLD, ALIGNED, ONE_SAMPLE, ROWS,
+        )  # fmt: skip
+        if LAYOUT == "pixels":
+            word += sample * rows * (cols // 8)
+            offset += sample * rows * cols
+        if mask is None:
+            d = tl.load(dy + offset, inside, 0).to(ACC)
+            dv = above * d
+        else:
+            bits = _bits(mask, word, lane, offset, inside, ALIGNED)
+            d = tl.load(dy + offset, inside, 0).to(ACC)
+            dv = differentiate(d, bits, above, below, DROPS_NEGATIVE)
+        if workspace is not None:
+            dv_sums += dv
+            if y is not None:
+                dy_y = d * tl.load(y + offset, inside, 0).to(ACC)
+                if mask is not None:
+                    dy_y = tl.where(bits & DROPPED != 0, 0, dy_y)
+                y_sums += dy_y
+            if noise is not None:
+                noise_sums += tl.where(inside, dv * _lookup(noise, noise_at, dv), 0)
+        if dx is not None:
+            if scale is not None:
+                dv *= _lookup(scale, scale_at, dv)
+            tl.store(dx + offset, dv.to(dx.dtype.element_ty), inside)
+    if workspace is not None:
+        _store_sums(
+            workspace, dv_sums, row_group, col_tile, rows, cols, col_tiles, LAYOUT, ROWS, UNITS
+        )
+        if y is not None:
+            workspace += all_parts
+            _store_sums(
+                workspace, y_sums, row_group, col_tile, rows, cols, col_tiles, LAYOUT, ROWS, UNITS
+            )
+        if noise is not None:
+            workspace += all_parts
+            _store_sums(
+                workspace, noise_sums, row_group, col_tile, rows, cols, col_tiles,
+                LAYOUT, ROWS, UNITS,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -427,6 +513,54 @@ def epilogue_masked(
     )
     if total is not None:
         _add_up(workspace, walk, total)
+
+
+def epilogue_backward(
+    dy: torch.Tensor,
+    y: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    dx: torch.Tensor | None,
+    moments: torch.Tensor | None,
+    geometry: tuple[int, int, int, int],
+    negative_slope: float,
+    gain: float,
+) -> None:
+    """`epilogue_masked` with the sums of d(v), dy * y and d(v) * noise over a sample's pixels."""
+    outer, channels, inner, pixels = geometry
+    written = None
+    if moments is not None:
+        written = moments[: 2 if noise is None else 3]
+        if y is None:
+            written = written[::2]
+    if gain == 0:
+        for result in (dx, written):
+            if result is not None:
+                result.zero_()
+        return
+
+    samples = outer // pixels if inner == 1 else 1
+    walk = _walk(
+        outer // samples, channels, inner, pixels, True,
+        writes_sum=moments is not None, samples=samples,
+    )  # fmt: skip
+    by_column = walk.LAYOUT == "pixels"
+    walk = walk._replace(ONE_SAMPLE=by_column)
+    rows, tiles = (walk.row_groups * walk.FOLD, 1) if by_column else (1, walk.col_tiles)
+    workspace = written
+    in_stages = written is not None and (rows * tiles > 1 or not written.is_contiguous())
+    if in_stages:
+        workspace = written.new_empty((*written.shape[:2], rows, channels, tiles))
+    (programs,) = walk.grid
+    all_parts = 0 if workspace is None else workspace.numel() // len(workspace)
+    epilogue_backward_kernel[(programs * samples,)](
+        dy, y, words(mask), noise, scale, dx, workspace, negative_slope, gain,
+        negative_slope == 0, noise is not None and noise.ndim == 2,
+        programs, all_parts // samples, all_parts, *walk,
+    )  # fmt: skip
+    if in_stages:
+        torch.sum(workspace, dim=(2, 4), out=written)
 
 
 def epilogue_curved(

@@ -284,7 +284,7 @@ def test_empty_batch(backend, device):
 def test_opcheck(backend, place, with_dx, device):
     problem = Problem(place, torch.float32, device)
     operands = (problem.dy, problem.y, problem.mask, problem.noise, problem.scale)
-    for absent in ((), (1, 3), (2, 4)):
+    for absent in ((), (1, 2, 4)):
         chosen = [None if i in absent else t for i, t in enumerate(operands)]
         torch.library.opcheck(
             backward_op, (*chosen, problem.dy.stride(), SLOPE, GAIN, with_dx, backend)
@@ -294,8 +294,7 @@ def test_opcheck(backend, place, with_dx, device):
 def test_sums_are_reproducible(backend, device):
     for place in ("NCHW, several tiles", "NHWC, several tiles"):
         problem = Problem(place, torch.float32, device)
-        runs = [problem.run(backend)[1] for _ in range(3)]
-        assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
+        assert torch.equal(problem.run(backend)[1], problem.run(backend)[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

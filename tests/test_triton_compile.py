@@ -57,6 +57,16 @@ def masked(module, g, dtype, per_sample=False, slope=0.2):
     module.epilogue_masked(dy, mask, dx, empty(g.channels), scale, g, slope, 1.4)
 
 
+def backward(module, g, dtype, noise=True, slope=0.2, gradient=True, with_mask=True):
+    dy, y, dx = (empty(g.numel, dtype=dtype) for _ in range(3))
+    mask = empty((g.numel + 7) // 8 * 2, dtype=torch.uint8) if with_mask else None
+    scale, pixels, *_ = operands(g, dtype, True)
+    module.epilogue_backward(
+        dy, y, mask, pixels if noise else None, scale, dx if gradient else None,
+        empty(3, *scale.shape), g, slope, 1.4,
+    )  # fmt: skip
+
+
 def curved(module, g, dtype, order, act=SWISH, per_sample=False):
     x, dy, h, dx = (empty(g.numel, dtype=dtype) for _ in range(4))
     module.epilogue_curved(
@@ -164,6 +174,7 @@ def cases():
             hot[f"forward with mask {key}"] = forward, geometry, dtype
             hot[f"forward with noise {key}"] = forward, geometry, dtype, LRELU, True, True
             hot[f"masked {key}"] = masked, geometry, dtype
+            hot[f"backward {key}"] = backward, geometry, dtype
         others[f"curved 1 {name}"] = curved, NHWC, dtype, 1, SWISH, True
         others[f"curved 2 {name}"] = curved, NHWC, dtype, 2, SWISH, True
     others |= {
@@ -175,6 +186,13 @@ def cases():
         "forward of runs": (forward, runs, half, LRELU, True, True),
         "forward above 2^31": (forward, large, half, LRELU, True, True),
         "masked above 2^31": (masked, large_nhwc, half, True),
+        "backward of styles nchw": (backward, NCHW, half, False, 1.0, True, False),
+        "backward of styles nhwc": (backward, NHWC, half, False, 1.0, True, False),
+        "backward of 3 channels": (backward, RGB, half),
+        "backward of odd planes": (backward, odd, half),
+        "backward of relu": (backward, NCHW, half, True, 0.0),
+        "backward without a gradient": (backward, NCHW, half, True, 0.2, False),
+        "backward above 2^31": (backward, large_nhwc, half),
     }
     for name, row in ACTIVATIONS.items():
         others[f"forward {name}"] = forward, NCHW, half, row.code, False, False, math.inf
@@ -330,9 +348,12 @@ def test_nothing_spills(report):
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_hot_kernels_leave_room_for_threads(report, target):
     """At 80 registers six blocks of 128 threads fit on a multiprocessor, which are enough to keep
-    memory busy with 2 to 4 wide loads of each."""
+    memory busy with 2 to 4 wide loads of each. Three do with 8 to 12 loads: at 168 registers, of
+    which the sums of the moments over a column of pixels take 48."""
     registers = {name: row[0] for (t, name), row in report.items() if t == target and name in HOT}
+    moments = {name: registers.pop(name) for name in list(registers) if "backward" in name}
     assert registers and max(registers.values()) <= 80, registers
+    assert moments and max(moments.values()) <= 168, moments
 
 
 def global_accesses(report, target, name):
@@ -368,6 +389,9 @@ def test_accesses_are_wide(report, dtype, each):
         "masked nchw": ((each, each), (2, 1)),
         "masked nhwc": ((each, each), (2, 1)),
     }
+    for layout in ("nchw", "nhwc"):  # dy and y, and the noise of a plane or the scale of a pixel
+        wide, _ = global_accesses(report, "sm_90", f"backward {layout} {dtype}")
+        assert wide == (2 * each + 4, each)
     # With 64 threads a warp each has half of that.
     for name, (wide, _) in accesses.items():
         if "nchw" in name:

@@ -500,11 +500,105 @@ __global__ void __launch_bounds__(kThreads, Map::kResident)
   }
 }
 
+// The tensors of `backward`, and how its sums lie: [slices, 3, count] or the moments themselves.
+template <class T>
+struct Moments {
+  const T *dy, *y;
+  T* dx;
+  float* sums;
+  int64_t count;           // of the sums of one term: samples * channels
+  int64_t sample_numel;    // from one sample to the next along the grid, of elements
+  int64_t sample_pixels;   // and of pixels
+  Divider plane_channels;  // NCHW is one sample whose channels are all planes
+};
+
+constexpr int kMomentsTerms = 3;
+constexpr int kMomentsUnroll = 2;  // of two inputs
+template <class T>
+constexpr int kMomentsResident = sizeof(T) == 2 ? 2 : 3;  // a column of 16 bits has up to 24 sums
+
+// The map `backward`. Blocks of one blockIdx.z keep to a sample, and all that a thread adds up
+// belongs to the same sums.
+template <class T, int P, Layout layout>
+__global__ void __launch_bounds__(kThreads, kMomentsResident<T>)
+    moments_kernel(const Plan plan, const Parts<T> all_parts, const Branches branches,
+                   const Moments<T> m) {
+  constexpr int U = kMomentsUnroll;
+  constexpr int K = Operands<T, P, layout>::kChannels;
+  constexpr int N = kMomentsTerms * K;
+  Path<layout, U> path(plan);
+  const int64_t sample = blockIdx.z, start = sample * m.sample_numel;
+  const int64_t first_sum = sample * all_parts.channels;
+  Parts<T> parts = all_parts;
+  if (parts.scale) parts.scale += first_sum;
+  if (parts.noise && parts.noise_per_sample) {
+    const int64_t plane = Operands<T, P, layout>(parts, plan, path).channel();
+    const int64_t noise_sample = layout == Layout::planes ? m.plane_channels(plane) : 0;
+    parts.noise += (sample + noise_sample) * m.sample_pixels;
+    parts.noise_per_sample = false;
+  }
+  Operands<T, P, layout> operands(parts, plan, path);
+
+  float sums[N] = {};
+  for (; !path.is_over(); path.step()) {
+    Pack<T, P> dy[U], y[U];
+    unsigned bits[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (!path.has(u)) continue;
+      const int64_t element = start + path.pack(u) * P;
+      dy[u] = Pack<T, P>::load(m.dy + element);
+      if (m.y) y[u] = Pack<T, P>::load(m.y + element);
+      bits[u] = branches.bits<(P > 1)>(branches.at(element), 0);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (!path.has(u)) continue;
+      float d[P];
+      branches.derive(dy[u], bits[u], d);
+      const unsigned zeros = branches.zeros(bits[u]);
+      const auto local = operands.at(path, u);
+#pragma unroll
+      for (int j = 0; j < P; ++j) {
+        float* const sum = sums + (K == 1 ? 0 : j) * kMomentsTerms;
+        sum[0] += d[j];
+        if (m.y) sum[1] += zeros >> j & 1 ? 0.0f : dy[u][j] * y[u][j];
+        if (parts.noise) sum[2] += d[j] * local.noise[layout == Layout::planes ? j : 0];
+      }
+      if (m.dx) {
+#pragma unroll
+        for (int j = 0; j < P; ++j) d[j] *= local.scale(j);
+        Pack<T, P>::rounded(d).store(m.dx + start + path.pack(u) * P);
+      }
+    }
+  }
+
+  if (!m.sums) return;
+  __shared__ float entries[N][kThreads];
+#pragma unroll
+  for (int j = 0; j < N; ++j) entries[j][threadIdx.x] = sums[j];
+  tree_sum(entries, path.y, plan.height, plan.width);
+  if constexpr (layout == Layout::planes) {
+    tree_sum(entries, path.y == 0 ? path.x % plan.span : kThreads, plan.span, 1);
+  }
+  const bool owns_sum = layout != Layout::planes || path.x % plan.span == 0;
+  if (path.y == 0 && owns_sum && path.owns_columns()) {
+    float* out = m.sums + blockIdx.y * kMomentsTerms * m.count + first_sum + operands.channel();
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const int term = j % kMomentsTerms;
+      const bool is_wanted = term == 0 || (term == 1 ? m.y != nullptr : parts.noise != nullptr);
+      if (is_wanted) out[term * m.count + j / kMomentsTerms] = entries[j][threadIdx.x];
+    }
+  }
+}
+
 constexpr int kSumChannels = 8;  // a 32-byte sector of the partial sums
 
 // sum[c] = the partial sums [rows, channels] added up over the rows, always in the same order.
 __global__ void __launch_bounds__(kThreads)
-    sum_kernel(const float* partial, int64_t rows, int64_t channels, float* sum) {
+    sum_kernel(const float* partial, int64_t rows, int64_t row_stride, int64_t channels,
+               float* sum) {
   constexpr int height = kThreads / kSumChannels;
   const int y = threadIdx.x / kSumChannels;
   const int64_t channel =
@@ -513,7 +607,7 @@ __global__ void __launch_bounds__(kThreads)
   float total = 0.0f;
   if (channel < channels) {
 #pragma unroll 8
-    for (int64_t row = y; row < rows; row += height) total += partial[row * channels + channel];
+    for (int64_t row = y; row < rows; row += height) total += partial[row * row_stride + channel];
   }
   entries[0][threadIdx.x] = total;
   tree_sum(entries, y, height, kSumChannels);
@@ -590,6 +684,12 @@ void forward(const Epilogue& e, const Act& act, const T* x, T* y, uint8_t* mask,
   }
 }
 
+void add_up(const float* partial, int64_t rows, int64_t row_stride, int64_t channels, float* sum,
+            void* stream) {
+  const dim3 grid(static_cast<unsigned>(ceil_divide(channels, kSumChannels)));
+  launch(sum_kernel, grid, kThreads, stream, partial, rows, row_stride, channels, sum);
+}
+
 template <class T, int P, Layout layout, bool with_sum, class Map>
 void derivative(const Geometry& g, const Parts<T>& parts, const Map& map, T* dx, float* sum,
                 float* workspace, void* stream) {
@@ -600,10 +700,7 @@ void derivative(const Geometry& g, const Parts<T>& parts, const Map& map, T* dx,
   const bool has_stages = sum && rows > 1;
   launch(derivative_kernel<T, P, layout, with_sum, Map>, plan.grid(), kThreads, stream, plan,
          parts, map, g.numel(), dx, has_stages ? workspace : sum);
-  if (has_stages) {
-    const dim3 grid(static_cast<unsigned>(ceil_divide(g.channels, kSumChannels)));
-    launch(sum_kernel, grid, kThreads, stream, workspace, rows, g.channels, sum);
-  }
+  if (has_stages) add_up(workspace, rows, g.channels, g.channels, sum, stream);
 }
 
 template <bool with_sum, bool ragged, class T, class Map>
@@ -619,6 +716,50 @@ void derivative(const Epilogue& e, bool aligned, const Map& map, T* dx, float* s
   } else {
     derivative<T, 1, Layout::planes, with_sum>(g, parts, map, dx, sum, workspace, stream);
   }
+}
+
+// What a column of blocks of moments_kernel walks, and how many there are: NHWC sample by sample,
+// NCHW as planes that are all channels of one sample.
+struct BySample {
+  explicit BySample(const Geometry& all)
+      : samples(all.inner > 1 ? 1 : all.samples()),
+        g(all.inner > 1 ? Geometry{1, all.outer * all.channels, all.inner, all.inner}
+                        : Geometry{all.pixels, all.channels, 1, all.pixels}) {
+    if (samples > UINT16_MAX) {
+      throw std::invalid_argument("epilogue_backward: " + std::to_string(samples) +
+                                  " samples are too many for the cuda backend");
+    }
+  }
+
+  int64_t blocks(bool planes) const {
+    return ceil_divide(most_blocks(kResident, planes, true), samples);
+  }
+  Plan plan(int pack, bool planes, int unroll) const {
+    return make_plan(g, pack, planes, unroll, blocks(planes));
+  }
+
+  int64_t samples;
+  Geometry g;
+};
+
+template <class T, int P, Layout layout>
+void backward(const Epilogue& e, const BySample& by_sample, const Branches& branches, Moments<T> m,
+              float* moments, float* workspace, void* stream) {
+  const Plan plan = by_sample.plan(P, layout == Layout::planes, kMomentsUnroll);
+  const bool has_stages = moments && plan.slices > 1;
+  m.sums = has_stages ? workspace : moments;
+  dim3 grid = plan.grid();
+  grid.z = static_cast<unsigned>(by_sample.samples);
+  const Parts<T> parts(e, by_sample.g);
+  launch(moments_kernel<T, P, layout>, grid, kThreads, stream, plan, parts, branches, m);
+  if (!has_stages) return;
+  const auto add_up_terms = [&](int first, int terms) {
+    const int64_t offset = first * m.count;
+    add_up(workspace + offset, plan.slices, kMomentsTerms * m.count, terms * m.count,
+           moments + offset, stream);
+  };
+  add_up_terms(0, !m.y ? 1 : e.noise ? 3 : 2);
+  if (!m.y && e.noise) add_up_terms(2, 1);
 }
 
 // True where there is nothing to launch.
@@ -689,6 +830,50 @@ void epilogue_curved(const Epilogue& e, int order, const void* x, const void* dy
     const Curved<T> map(e, order, x, dy, h);
     derivative<true, false>(e, are_aligned<16>(x, dy, h), map, static_cast<T*>(dx),
                             static_cast<float*>(sum), static_cast<float*>(workspace), stream);
+  });
+}
+
+int64_t epilogue_moments_workspace(const Epilogue& e) {
+  if (e.geometry.numel() == 0) return 0;
+  const BySample by_sample(e.geometry);
+  const auto slices = [&](int pack, bool planes) {
+    return by_sample.plan(pack, planes, 1).most_slices(by_sample.blocks(planes));
+  };
+  const bool planes = e.geometry.inner > 1;
+  int64_t most = slices(1, true);
+  if ((planes ? e.geometry.inner : e.geometry.channels) % kUnit == 0) {
+    most = std::max(most, slices(e.dtype == DType::float32 ? 4 : 8, planes));
+  }
+  return most * kMomentsTerms * e.geometry.samples() * e.geometry.channels;
+}
+
+void epilogue_backward(const Epilogue& e, double negative_slope, const void* dy, const void* y,
+                       const uint8_t* mask, void* dx, void* moments, void* workspace,
+                       void* stream) {
+  Epilogue used = e;
+  used.strength = used.bias = nullptr;
+  with_dtype(e.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const Geometry& all = e.geometry;
+    if (all.numel() == 0 || !(dx || moments)) return;
+    const BySample by_sample(all);
+    const Branches branches(e, negative_slope, mask);
+    const Moments<T> m = {static_cast<const T*>(dy), moments ? static_cast<const T*>(y) : nullptr,
+                          static_cast<T*>(dx), nullptr, all.samples() * all.channels,
+                          by_sample.g.numel(), all.pixels, Divider(all.channels)};
+    const auto run = [&](auto pack, auto layout) {
+      backward<T, pack(), layout()>(used, by_sample, branches, m, static_cast<float*>(moments),
+                                    static_cast<float*>(workspace), stream);
+    };
+    constexpr std::integral_constant<int, 16 / sizeof(T)> wide = {};
+    const bool aligned = are_aligned<16>(dy, y, dx, e.scale, e.noise) && are_aligned<2>(mask);
+    if (!aligned || !has_packs(used, all, false)) {
+      run(std::integral_constant<int, 1>(), LayoutConstant<Layout::planes>());
+    } else if (all.inner > 1) {
+      run(wide, LayoutConstant<Layout::planes>());
+    } else {
+      run(wide, LayoutConstant<Layout::columns>());
+    }
   });
 }
 

@@ -174,9 +174,14 @@ class Branches {
     return bits >> place % kUnit;
   }
 
+  // A bit for each element whose factor is 0.
+  __device__ unsigned zeros(unsigned bits) const {
+    return bits >> kUnit | (bits & negative_dead_) | dead_;
+  }
+
   template <class T, int P>
   __device__ void derive(const Pack<T, P>& dy, unsigned bits, float (&dv)[P]) const {
-    const unsigned zero = bits >> kUnit | (bits & negative_dead_) | dead_;
+    const unsigned zero = zeros(bits);
 #pragma unroll
     for (int j = 0; j < P; ++j) {
       const float positive = factor_ * dy[j], negative = negative_factor_ * dy[j];

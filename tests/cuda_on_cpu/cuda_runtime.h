@@ -181,7 +181,8 @@ UNWATCHED inline void run_block(unsigned threads) {
 }
 
 inline void launch(void* kernel, dim3 grid, dim3 block, const std::function<void()>& call) {
-  if (grid.x - 1 >= INT32_MAX || grid.y - 1 >= 65535 || block.x - 1 >= 1024)
+  if (grid.x - 1 >= INT32_MAX || grid.y - 1 >= 65535 || grid.z - 1 >= 65535 ||
+      block.x - 1 >= 1024)
     fail("no GPU takes such a grid");
   launched.insert(kernel);
   scheduler.tsan = __tsan_get_current_fiber();
@@ -189,9 +190,11 @@ inline void launch(void* kernel, dim3 grid, dim3 block, const std::function<void
   kernel_call = &call;
   gridDim = grid;
   blockDim = block;
-  for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
-    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
-      if (!wants_block || wants_block(blockIdx)) run_block(block.x);
+  for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
+    for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
+      for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
+        if (!wants_block || wants_block(blockIdx)) run_block(block.x);
+      }
     }
   }
 }

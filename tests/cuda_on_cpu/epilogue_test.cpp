@@ -132,6 +132,39 @@ class Problem {
     });
   }
 
+  // With the moments' rows that are not asked for left alone; x is the output y.
+  void moments(double negative_slope, bool with_mask, bool with_y, bool with_dx, bool in_place) {
+    if (c_.g.inner > 1 && c_.g.inner != c_.g.pixels) return;  // NCHW and NHWC only
+    Buffer<uint8_t> mask(with_mask ? mask_size() : 0, shift(kMask) % 2, 0);
+    for (int64_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<uint8_t>(random_());
+    const int64_t count = n_ ? c_.g.samples() * c_.g.channels : 0;
+    Buffer<T> separate(with_dx ? n_ : 0, shift(kOut), D::round(kNaN));
+    Buffer<float> moments(3 * count, 0, kNaN);
+    Buffer<float> workspace(cuda::epilogue_moments_workspace(e_), 0, kNaN);
+    std::vector<double> want(3 * count), want_dx(n_);
+    for (int64_t i = 0; i < n_; ++i) {
+      const bool negative = with_mask && mask[i / 8 * 2] >> i % 8 & 1;
+      const bool clamped = with_mask && mask[i / 8 * 2 + 1] >> i % 8 & 1;
+      const double factor = clamped ? 0 : e_.gain * (negative ? negative_slope : 1);
+      const double dy = D::value(dy_[i]), d = factor == 0 ? 0 : factor * dy;
+      const int64_t at = pixel(i) / c_.g.pixels * c_.g.channels + channel(i);
+      want_dx[i] = d * scale(i);
+      want[at] += d;
+      want[count + at] += factor == 0 ? 0 : dy * D::value(x_[i]);
+      if (c_.noise) want[2 * count + at] += d * noise_[c_.noise == 2 ? pixel(i) : pixel(i) % c_.g.pixels];
+    }
+    for (int64_t at = 0; at < count; ++at) {
+      if (!with_y) want[count + at] = kNaN;
+      if (!c_.noise) want[2 * count + at] = kNaN;
+    }
+    T* const dx = in_place ? dy_.get() : with_dx ? separate.get() : nullptr;
+    cuda::epilogue_backward(e_, negative_slope, dy_.get(), with_y ? x_.get() : nullptr,
+                            with_mask ? mask.get() : nullptr, dx, moments.get(), workspace.get(),
+                            nullptr);
+    for (int64_t i = 0; dx && i < n_; ++i) expect("backward", i, D::value(dx[i]), want_dx[i]);
+    for (int64_t i = 0; i < 3 * count; ++i) check("moment", i, moments[i], want[i]);
+  }
+
  private:
   static int64_t noise_size(const Case& c) {
     return c.noise == 0 || c.g.numel() == 0 ? 0 : c.g.pixels * (c.noise == 2 ? c.g.samples() : 1);
@@ -250,6 +283,11 @@ void run(const std::vector<Case>& list) {
     problem(others[0], 3).forward(true);
     problem(others[0], 3).masked(others[0] == linear, true, false);
     problem(linear, kInf).masked(1, false, !c.specials);
+    if (!c.specials) {
+      problem(lrelu, 3).moments(0.25, true, true, true, false);
+      problem(lrelu, 3).moments(0, true, false, false, false);
+      problem(linear, kInf).moments(1, false, true, true, true);
+    }
     const double clamp = others[1] == tanh_ ? 1.2123 : 2.8123;
     problem(others[1], clamp).forward(true);
     for (int order = 1; order <= 2; ++order) {
