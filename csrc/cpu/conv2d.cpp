@@ -34,8 +34,10 @@ constexpr int64_t kBlockTiles = 48;             // tiles transformed together
 constexpr int64_t kBlockSums = 64;              // output channels, times phases
 constexpr int64_t kSharedWeights = 3 << 20;     // numbers of U that are kept
 constexpr int64_t kSharedTiles = 5 << 20;       // numbers of V that threads share
-constexpr int64_t kGradientTiles = 1 << 15;     // times channels
-constexpr int64_t kChannelsAhead = 2;  // channels
+constexpr int64_t kGradientTiles = 1 << 15;     // tiles times channels
+constexpr int64_t kGradientBlock = 256;         // tiles, at least
+constexpr int64_t kGradientRows = 32;           // output channels
+constexpr int64_t kChannelsAhead = 2;           // fetched early
 constexpr int64_t kWorkPerThread = 1 << 20;     // multiplications
 
 constexpr int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
@@ -696,18 +698,21 @@ class WeightGradient {
             post},
         dw_(dw), planes_(!p.in_channels_last && !p.out_channels_last),
         block_(smaller(round_up(tiles_.count(), kLanes),
-                       larger(kBlockTiles, kGradientTiles / (p.in_channels + p.out_channels) /
+                       larger(kGradientBlock, kGradientTiles / (p.in_channels + p.out_channels) /
                                                kLanes * kLanes))),
+        keeps_sums_(block_ < tiles_.count()),
+        row_block_(keeps_sums_ ? round_up(p.out_channels, kRows) : kGradientRows),
         rows_(operand(p.out_channels, block_, planes_)),
         columns_(operand(p.in_channels, block_, false)),
         sum_step_(round_up(p.in_channels, kLanes)),
-        sums_step_(Operand::odd_lines(round_up(p.out_channels, kRows) * sum_step_)),
+        sums_step_(Operand::odd_lines(row_block_ * sum_step_)),
         threads_(useful_threads(static_cast<double>(kProducts) * tiles_.count() * p.in_channels *
                                     p.out_channels, most_threads)),
         zeros_size_(larger(p.in_channels, p.out_channels) + kLanes),
-        workspace_((rows_.step + columns_.step + sums_step_) * kProducts + zeros_size_),
+        workspace_((rows_.step + columns_.step + sums_step_ * (keeps_sums_ ? 1 : threads_)) *
+                       kProducts + zeros_size_),
         to_rows_(workspace_.get()), to_columns_(to_rows_ + rows_.step * kProducts),
-        sums_(to_columns_ + columns_.step * kProducts), zeros_(sums_ + sums_step_ * kProducts) {
+        zeros_(to_columns_ + columns_.step * kProducts), sums_(zeros_ + zeros_size_) {
     std::memset(zeros_, 0, zeros_size_ * sizeof(float));
   }
 
@@ -722,15 +727,29 @@ class WeightGradient {
                              : transform_columns(begin, end, (piece - row_pieces) * kLanes);
         }
       });
+      if (!keeps_sums_) break;
       parallel(kProducts, threads_, [&](int, int64_t first, int64_t last) {
         for (int64_t k = first; k < last; ++k) {
-          begin ? multiply_product<true>(k, end - begin) : multiply_product<false>(k, end - begin);
+          begin ? multiply_product<true>(k, 0, p_.out_channels, end - begin, sums_)
+                : multiply_product<false>(k, 0, p_.out_channels, end - begin, sums_);
         }
       });
     }
-    parallel(p_.out_channels, threads_, [&](int, int64_t first, int64_t last) {
-      for (int64_t o = first; o < last; ++o)
-        for (int64_t i = 0; i < p_.in_channels; i += kLanes) write(o, i);
+    if (keeps_sums_) {
+      parallel(p_.out_channels, threads_,
+               [&](int, int64_t first, int64_t last) { write(first, last, 0, sums_); });
+      return;
+    }
+    parallel(ceil_divide(p_.out_channels, row_block_), threads_,
+             [&](int thread, int64_t first, int64_t last) {
+      float* sums = sums_ + thread * sums_step_ * kProducts;
+      for (int64_t o = first * row_block_; o < smaller(last * row_block_, p_.out_channels);
+           o += row_block_) {
+        const int64_t end = smaller(o + row_block_, p_.out_channels);
+        for (int64_t k = 0; k < kProducts; ++k)
+          multiply_product<false>(k, o, end - o, tiles_.count(), sums);
+        write(o, end, o, sums);
+      }
     });
   }
 
@@ -787,20 +806,26 @@ class WeightGradient {
                              step);
   }
 
+  // Rows [o, o + count) of product k.
   template <bool continued>
-  void multiply_product(int64_t k, int64_t depth) const {
-    const float* rows = to_rows_ + k * rows_.step;
-    const float* columns = to_columns_ + k * columns_.step;
-    float* sums = sums_ + k * sums_step_;
-    planes_ ? multiply_all<false, continued>(rows, columns, p_.out_channels, p_.in_channels, depth,
-                                             sums, sum_step_)
-            : multiply_all<true, continued>(rows, columns, p_.out_channels, p_.in_channels, depth,
-                                            sums, sum_step_);
+  void multiply_product(int64_t k, int64_t o, int64_t count, int64_t depth, float* sums) const {
+    const Operand rows = operand(p_.out_channels, depth, planes_);
+    const float* left = to_rows_ + k * rows_.step + (planes_ ? rows.left_at(o, 0) : rows.right_at(o, 0));
+    const float* right = to_columns_ + k * columns_.step;
+    float* to = sums + k * sums_step_;
+    planes_ ? multiply_all<false, continued>(left, right, count, p_.in_channels, depth, to, sum_step_)
+            : multiply_all<true, continued>(left, right, count, p_.in_channels, depth, to, sum_step_);
   }
 
-  void write(int64_t o, int64_t i) const {
+  // dw of output channels [o, end), of sums that begin with channel `first`.
+  void write(int64_t o, int64_t end, int64_t first, const float* sums) const {
+    for (; o < end; ++o)
+      for (int64_t i = 0; i < p_.in_channels; i += kLanes)
+        write_vector(o, i, sums + (o - first) * sum_step_ + i);
+  }
+
+  void write_vector(int64_t o, int64_t i, const float* from) const {
     alignas(64) float taps[kTaps * kTaps][kLanes];
-    const float* from = sums_ + o * sum_step_ + i;
     along_both<kPoints, kTaps>(
         WeightGradientTransform(),
         [&](int k) STYLEGAN_FAST_INLINE { return Float::load(from + k * sums_step_); },
@@ -819,12 +844,14 @@ class WeightGradient {
   float* const dw_;
   const bool planes_;     // else vectors run along channels, those of D too
   const int64_t block_;   // of tiles
+  const bool keeps_sums_;  // of all products, for the next block
+  const int64_t row_block_;
   const Operand rows_, columns_;
   const int64_t sum_step_, sums_step_;
   const int threads_;
   const int64_t zeros_size_;
   const Workspace workspace_;
-  float *const to_rows_, *const to_columns_, *const sums_, *const zeros_;
+  float *const to_rows_, *const to_columns_, *const zeros_, *const sums_;
 };
 
 }  // namespace
