@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PART",
         help="part of a shape, a variant or a layer: 4x64, up2, G.conv0, 1024:b64",
     )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="measure which convolutions of the chosen layers run faster by PyTorch, and remember",
+    )
     parser.add_argument("--list", action="store_true", help="print the chosen cases and stop")
     parser.add_argument("--seconds", type=float, help="time spent on a case (default 1)")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch and of the kernels")

@@ -15,6 +15,7 @@ from .machine import conditions
 from .results import FAIL, OK, ResultsFile, Row
 from .runner import measure, now
 from .terminal import UNSTEADY, Terminal
+from .tune import tune
 from .workload import Session
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -29,6 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     if graphs and device.type != "cuda":
         terminal.say(f"a CUDA graph needs a CUDA device, got --device {device}")
         return 2
+    if arguments.tune:
+        arguments.op = ["layers"]
+        arguments.mode = arguments.mode or ["forward", "forward+backward"]
     cases = select(arguments, device.type)
     if not cases:
         terminal.say("no case matches; `--list --full` shows all of them")
@@ -48,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         tuple(peers.load(path, device) for path in arguments.peer),
         compiles=not (arguments.quick or arguments.no_compile),
     )
+    if arguments.tune:
+        return tune(cases, session, seconds, terminal)
     known = {**conditions(device), "run": now()}
     plan = f"{len(cases)} cases, {_minutes(cases, seconds, session)}"
     _announce(terminal, known, device, file, plan)

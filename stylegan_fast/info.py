@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import __version__, _env, _store, backends
-from .backends import native
+from .backends import choice, native
 from .check import dtype_name, print_bold, print_table
 
 KERNEL, PYTORCH = "kernel", "PyTorch"
@@ -26,6 +26,7 @@ def collect() -> dict[str, Any]:
         "devices": _devices(),
         "backends": _backends(),
         "automatic": {device: _automatic(device) for device in _device_types()},
+        "convolutions": {device: _convolutions(device) for device in _device_types()},
         "requested": backends.requested_backend(),
         "environment": _environment(),
         "build": _build(),
@@ -95,6 +96,40 @@ def _automatic(device: str) -> dict[str, str]:
     return {dtype_name(dtype): backends.automatic("bias_act", device, dtype) for dtype in dtypes}
 
 
+LAYERS = {
+    "conv1 512→512 at 16²": (512, 512, 16, 3, 1),
+    "conv1 512→512 at 64²": (512, 512, 64, 3, 1),
+    "conv1 128→128 at 256²": (128, 128, 256, 3, 1),
+    "conv1 32→32 at 1024²": (32, 32, 1024, 3, 1),
+    "conv0 512→256 to 128²": (512, 256, 64, 6, 2),
+    "conv0 64→32 to 1024²": (64, 32, 512, 6, 2),
+    "torgb 32→3 at 1024²": (32, 3, 1024, 1, 1),
+}
+"""Some convolutions of StyleGAN2: input and output channels, input size, kernel size (of an
+upsampling layer with its filter) and factor."""
+
+
+def _convolutions(device_type: str) -> dict[str, Any]:
+    """Who runs the convolutions of an image in float32 and bfloat16, forward."""
+    device = torch.device(device_type)
+    measured = choice.table(device)
+    path = _store.path(choice.FILE)
+    chosen: dict[str, dict[str, str]] = {}
+    for layer, (i, o, size, kernel, up) in LAYERS.items():
+        chosen[layer] = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            name = backends.automatic("modulated_conv2d", device_type, dtype)
+            call = choice.ConvClass(
+                choice.FORWARD, dtype, dtype != torch.float32, 1, i, o, size, size, kernel, kernel,
+                up, 1, kernel // 2, kernel // 2,
+            )  # fmt: skip
+            own = name != "reference" and choice.own_kernel(
+                name, backends.BACKENDS[name], call, device
+            )
+            chosen[layer][dtype_name(dtype)] = f"{name}'s kernel" if own else PYTORCH
+    return {"file": str(path or "off"), "measured": len(measured), "chosen": chosen}
+
+
 def _environment() -> list[dict[str, str | None]]:
     variables = {**_env.VARIABLES, **_env.BUILD_VARIABLES}
     return [
@@ -113,6 +148,12 @@ def show(facts: dict[str, Any]) -> None:
     _show_pairs("Versions", {k: v or "none" for k, v in facts["versions"].items()})
     _show_pairs("Devices", _described_devices(facts["devices"]))
     _show_backends(facts)
+    for device, convolutions in facts["convolutions"].items():
+        rows = [[layer, *row.values()] for layer, row in convolutions["chosen"].items()]
+        print_table([f"Convolutions on {device}", "float32", "bfloat16 nhwc"], rows)
+        count, file = convolutions["measured"], convolutions["file"]
+        print(f"{count} measured choices (bench --tune) in {file}; the rest by a cost model")
+        print()
     print_table(
         ["Environment variable", "value", "meaning"],
         [

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan_fast import backends, benchmarks
+from stylegan_fast import _store, backends, benchmarks
+from stylegan_fast.backends import choice
 from stylegan_fast.benchmarks import (
     cases,
     end_to_end,
@@ -1370,3 +1371,26 @@ def test_networks_of_a_peer_take_our_weights(tmp_path, monkeypatch, module):
 def test_networks_of_another_family_are_left_out(tmp_path):
     peer = peers.load(str(op_family(tmp_path, "other")), CPU)
     assert peer.networks is None and "differ" in peer.networks_problem
+
+
+# Choices
+
+
+def test_tune_writes_what_the_library_reads(tmp_path, monkeypatch, capsys):
+    needs_cpu_kernels()
+    monkeypatch.setenv("STYLEGAN_FAST_CACHE", str(tmp_path / "cache"))
+    choice.table.cache_clear()
+    argv = ["--tune", "--quick", "--mode", "forward", "--seconds", "0", "--out", str(tmp_path)]
+    assert benchmarks.main(argv) == 0
+    said = capsys.readouterr().out
+    measured = _store.read(choice.FILE, choice.machine(CPU))
+    assert f"{len(measured)} choices" in " ".join(said.split())
+    assert all(key.startswith("cpu forward float32") for key in measured)
+    assert set(measured.values()) <= {choice.KERNEL, choice.PYTORCH}
+    assert choice.table(CPU) == measured
+    assert not list(tmp_path.glob("*.csv"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STYLEGAN_FAST_CACHE", str(tmp_path / "file"))
+    choice.table.cache_clear()
+    assert benchmarks.main(argv) in (0, 2)  # 0 where no choice was worth keeping
+    choice.table.cache_clear()

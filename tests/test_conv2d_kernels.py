@@ -25,9 +25,9 @@ AMPLIFICATION = 31.3
 """What rounding errors of the products grow by on the way to the output, on the root mean square.
 
 Along one axis the output y_k = sum over j of A[k,j] (G w)_j (B x)_j has the variance
-sum over j of A[k,j]² |G[j]|² |B[j]|² for independent weights and pixels of variance 1. For the points
-0, 1, -1, 1/2, -2 and infinity that is 31.3 for k = 0 and 3, of which 28 cancel for a direct sum of 3
-terms. Two axes square it: a standard deviation of 31.3 for each channel."""
+sum over j of A[k,j]² |G[j]|² |B[j]|² for independent weights and pixels of variance 1. For the
+points 0, 1, -1, 1/2, -2 and infinity that is 31.3 for k = 0 and 3, of which 28 cancel for a direct
+sum of 3 terms. Two axes square it: a standard deviation of 31.3 for each channel."""
 
 
 def limit(x, w):

@@ -1,5 +1,5 @@
-"""The scaled convolution with its epilogue: gradients of both orders, what a backward pass keeps and
-computes, and who runs the convolution."""
+"""The scaled convolution with its epilogue: gradients of both orders, what a backward pass keeps
+and computes, and who runs the convolution."""
 
 import itertools
 import json
@@ -368,6 +368,17 @@ def test_a_measured_table_overrides_the_cost_model(tmp_path):
         assert choice.own_kernel("mine", Backend, wide, cpu)
     stored = json.loads((tmp_path / choice.FILE).read_text())
     assert stored == {choice.machine(cpu): measured}
+
+
+def test_one_class_can_be_forced_alone():
+    cpu = torch.device("cpu")
+    wide, narrow = a_class(), a_class(in_channels=8)
+    with choice.forced(PYTORCH, wide.key("mine")), choice.asked() as keys:
+        assert not choice.own_kernel("mine", Backend, wide, cpu)
+        assert not choice.own_kernel("mine", Backend, narrow, cpu)
+        assert choice.own_kernel("mine", Backend, a_class(height=33), cpu)
+    assert set(keys) == {c.key("mine") for c in (wide, narrow, a_class(height=33))}
+    assert choice.own_kernel("mine", Backend, wide, cpu)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 1}', '{"%s": []}', "\0\1"])

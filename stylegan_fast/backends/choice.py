@@ -22,7 +22,8 @@ FILE = "convolutions.json"
 KERNEL, PYTORCH = "kernel", "pytorch"
 FORWARD, WEIGHT_GRADIENT = "forward", "weight gradient"
 
-_forced: str | None = None
+_forced: dict[str | None, str] = {}
+_asked: dict[str, ConvClass] | None = None
 
 
 class ConvClass(NamedTuple):
@@ -71,21 +72,38 @@ def own_kernel(name: str, backend: ModuleType, call: ConvClass, device: torch.de
     """Whether the backend's own kernel runs the call."""
     if backend.conv2d_refusal(call) is not None:
         return False
-    if _forced is not None:
-        return _forced == KERNEL
+    if _forced or _asked is not None:
+        key = call.key(name)
+        if _asked is not None:
+            _asked[key] = call
+        forced = _forced.get(key) or _forced.get(None)
+        if forced is not None:
+            return forced == KERNEL
     measured = table(device).get(call.key(name))
     return backend.conv2d_preferred(call) if measured is None else measured == KERNEL
 
 
 @contextmanager
-def forced(runner: str) -> Iterator[None]:
-    """Inside, every convolution that a kernel does not refuse runs on it, or on PyTorch's."""
+def forced(runner: str, key: str | None = None) -> Iterator[None]:
+    """Inside, every convolution that a kernel does not refuse, or those of this key, run on it
+    (KERNEL) or on PyTorch's (PYTORCH)."""
     global _forced
-    previous, _forced = _forced, runner
+    previous, _forced = _forced, {**_forced, key: runner}
     try:
         yield
     finally:
         _forced = previous
+
+
+@contextmanager
+def asked() -> Iterator[dict[str, ConvClass]]:
+    """The choices that are made inside, by their keys."""
+    global _asked
+    previous, _asked = _asked, {}
+    try:
+        yield _asked
+    finally:
+        _asked = previous
 
 
 @functools.cache
