@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 VARIABLES = {
     "STYLEGAN_FAST_BACKEND": "backend of every op: reference, cpu, triton or cuda",
     "STYLEGAN_FAST_SIMD": "level of the CPU kernels: baseline, avx2 or avx512 (default: widest)",
+    "STYLEGAN_FAST_CACHE": "folder of choices measured on this machine, or off (default: the user's)",
     "TRITON_INTERPRET": "1: run Triton kernels on the CPU in Triton's interpreter (for tests)",
 }
 
@@ -32,3 +34,15 @@ def choice(name: str, allowed: tuple[str, ...]) -> str | None:
 
 def flag(name: str) -> bool:
     return os.environ.get(name, "") == "1"
+
+
+def cache_folder() -> Path | None:
+    """Where measured choices are kept between processes; None: nowhere."""
+    folder = os.environ.get("STYLEGAN_FAST_CACHE", "")
+    if folder == "off":
+        return None
+    if folder:
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # By the XDG specification a path that is not absolute is as good as none.
+    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "stylegan_fast"

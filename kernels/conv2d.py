@@ -1,0 +1,676 @@
+"""Convolution of scaled channels, with the epilogue; contract: csrc/conv2d.h.
+
+    y = E(C(pre * x; w)) + add                         conv2d_forward
+    dw = sum over pixels of (post * dy) * (pre * x)    conv2d_weight_gradient
+
+Both are matrix products whose larger operand is never made (implicit GEMM). Along each axis the
+outputs fall into PHASES, whose taps meet samples of x and not the zeros between them: output
+PHASES * q + phase meets sample STEP * q + shift + j in tap first + UP * j. A phase is a plain
+convolution with stride STEP and a part of the taps.
+
+    forward           [pixels of a phase, out channels] = sum over in channels and taps of x * w.
+    weight gradient   [out channels, in channels] of a tap = sum over pixels of dy * x.
+
+Where that leaves too few programs to fill a GPU, each has a part of the sum; the parts are added in
+the same order every time, for the forward map by a second kernel, which has the epilogue.
+
+The pixels of a tile run on from image to image (small images), or are of one image (PER_IMAGE), so
+that scales are vectors, and each sample may have weights of its own.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from . import tuning
+from .epilogue import activate, combine, words
+
+
+class Config(NamedTuple):
+    """A tile of the result, the depth of a step, and how the compiler is to run it."""
+
+    rows: int
+    cols: int
+    depth: int
+    warps: int
+    stages: int
+
+
+class _Problem(NamedTuple):
+    """The last arguments of the kernels but the tile."""
+
+    samples: int
+    in_channels: int
+    in_height: int
+    in_width: int
+    out_channels: int
+    out_height: int
+    out_width: int
+    taps_y: int
+    taps_x: int
+    pad_y: int
+    pad_x: int
+    x_n: int
+    x_c: int
+    x_h: int
+    x_w: int
+    CORRELATE: bool
+    UP: int
+    DOWN: int
+    IN_ALIGNED: bool
+    OUT_NHWC: bool
+    OUT_ALIGNED: bool
+    WIDE: bool
+    PRECISION: str
+
+    @property
+    def phases(self) -> int:
+        return self.UP // math.gcd(self.UP, self.DOWN)
+
+    @property
+    def phase_size(self) -> tuple[int, int]:
+        """(H, W) of the outputs of phase 0; the others may be smaller by one."""
+        return triton.cdiv(self.out_height, self.phases), triton.cdiv(self.out_width, self.phases)
+
+
+# The sizes differ from layer to layer; specialising on them would compile each layer anew. Left
+# to specialise are the strides of which one is 1.
+_SIZES = [name for name in _Problem._fields[:15] if name not in ("x_c", "x_w")]
+
+
+@triton.jit
+def _first(phase, pad, taps, UP: tl.constexpr, DOWN: tl.constexpr):
+    """Of a phase: the first tap, the sample that output 0 of the phase meets in it, how many."""
+    start = phase * DOWN - pad
+    tap = start & (UP - 1)  # UP is 1 or 2
+    return tap, (start + tap) // UP, (taps - tap + (UP - 1)) // UP
+
+
+@triton.jit
+def _scales(factors, sample, inside, column, column_inside, channels, PER_IMAGE: tl.constexpr):
+    """factors[sample, column] of a tile, as a row where all of it is one sample."""
+    if PER_IMAGE:
+        found = tl.load(factors + sample * channels + column, column_inside, 0)[None, :]
+    else:
+        at = (sample * channels)[:, None] + column[None, :]
+        found = tl.load(factors + at, inside[:, None] & column_inside[None, :], 0)
+    return found
+
+
+@triton.jit
+def _finish(
+    u, y, add, mask, scale, noise, strength, b, alpha, gain, clamp,
+    sample, pixel, row_inside, column, channels, pixels,
+    ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
+    NHWC: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, PER_IMAGE: tl.constexpr,
+):  # fmt: skip
+    """E(u) + add of a tile [pixels, channels] into y."""
+    column_inside = column < channels
+    if ALIGNED:  # tells the compiler that every pixel starts a vector
+        channels = channels // 8 * 8
+    if scale is not None:
+        scale = _scales(scale, sample, row_inside, column, column_inside, channels, PER_IMAGE)
+    if WIDE:
+        sample = sample.to(tl.int64)
+        column = column.to(tl.int64)
+    row = sample * pixels + pixel
+    if noise is not None:
+        noise = tl.load(noise + (row if NOISE_PER_SAMPLE else pixel), row_inside, 0)[:, None]
+    if b is not None:
+        b = tl.load(b + column, column_inside, 0)[None, :]
+    v = combine(u, scale, noise, strength, b)
+
+    inside = row_inside[:, None] & column_inside[None, :]
+    if NHWC:
+        offset = (row * channels)[:, None] + column[None, :]
+    else:
+        v = tl.trans(v)
+        inside = tl.trans(inside)
+        offset = (column * pixels)[:, None] + (sample * channels * pixels + pixel)[None, :]
+    if mask is not None:
+        UNITS: tl.constexpr = [v.shape[0], v.shape[1] // 8, 8]
+        lane = tl.arange(0, 8)[None, None, :]
+        units_inside = tl.reshape(inside, UNITS)
+        # Units are whole: the greatest of eight numbers that are the same, or of elements outside.
+        word = tl.max(tl.reshape(offset // 8, UNITS), axis=2, keep_dims=True)
+        unit_inside = tl.max(units_inside.to(tl.int32), axis=2, keep_dims=True) > 0
+        v = activate(
+            tl.reshape(v, UNITS), mask, word, lane, unit_inside, units_inside,
+            alpha, gain, clamp, ACT, HAS_CLAMP,
+        )  # fmt: skip
+        v = tl.reshape(v, inside.shape)
+    elif ACT != 0:
+        v = activate(v, None, None, None, None, None, alpha, gain, clamp, ACT, HAS_CLAMP)
+    if add is not None:
+        v += tl.load(add + offset, inside, 0).to(v.dtype)
+    tl.store(y + offset, v.to(y.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "parts", "w_n", "w_y", "w_x"])
+def conv2d_forward_kernel(
+    x, w, y, workspace, add, mask, pre, scale, noise, strength, b, alpha, gain, clamp,
+    parts, w_n, w_o, w_i, w_y, w_x,
+    ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
+    W_ALIGNED: tl.constexpr,
+    samples, in_channels, in_height, in_width, out_channels, out_height, out_width,
+    taps_y, taps_x, pad_y, pad_x, x_n, x_c, x_h, x_w,
+    CORRELATE: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
+    IN_ALIGNED: tl.constexpr, OUT_NHWC: tl.constexpr, OUT_ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    PHASES: tl.constexpr, PER_IMAGE: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    STEP: tl.constexpr = PHASES * DOWN // UP
+    if IN_ALIGNED:  # tells the compiler that every pixel starts a vector
+        x_n = x_n // 8 * 8
+        x_h = x_h // 8 * 8
+        x_w = x_w // 8 * 8
+    if W_ALIGNED == "in":
+        w_o = w_o // 8 * 8
+    if W_ALIGNED == "out":
+        w_i = w_i // 8 * 8
+    if W_ALIGNED != "":
+        w_n = w_n // 8 * 8
+        w_y = w_y // 8 * 8
+        w_x = w_x // 8 * 8
+
+    program = tl.program_id(0)
+    column_tiles = tl.cdiv(out_channels, COLS)
+    column = program % column_tiles * COLS + tl.arange(0, COLS)
+    program = program // column_tiles
+    phase_x = program % PHASES
+    phase_y = program // PHASES % PHASES
+    tile = program // (PHASES * PHASES)
+
+    width = tl.cdiv(out_width, PHASES)
+    pixels = tl.cdiv(out_height, PHASES) * width
+    if PER_IMAGE:
+        tiles = tl.cdiv(pixels, ROWS)
+        sample = tile // tiles
+        q = tile % tiles * ROWS + tl.arange(0, ROWS)
+        row_inside = q < pixels
+    else:
+        q = tile * ROWS + tl.arange(0, ROWS)
+        row_inside = q < samples * pixels
+        sample = q // pixels
+        q = q % pixels
+    oy = q // width * PHASES + phase_y
+    ox = q % width * PHASES + phase_x
+    row_inside &= (oy < out_height) & (ox < out_width)
+
+    first_y, shift_y, count_y = _first(phase_y, pad_y, taps_y, UP, DOWN)
+    first_x, shift_x, count_x = _first(phase_x, pad_x, taps_x, UP, DOWN)
+    top = q // width * STEP + shift_y
+    left = q % width * STEP + shift_x
+    lane = tl.arange(0, DEPTH)
+    if WIDE:
+        origin = sample.to(tl.int64) * x_n + top.to(tl.int64) * x_h + left * x_w
+        w += sample.to(tl.int64) * w_n if PER_IMAGE else 0
+        x_c = tl.cast(x_c, tl.int64)
+    else:
+        origin = sample * x_n + top * x_h + left * x_w
+        w += sample * w_n if PER_IMAGE else 0
+    column_inside = column < out_channels
+    in_column = (column * w_o)[None, :]
+
+    # A step is one tap of DEPTH channels; taps run fastest, so that x is read again soon.
+    taps = count_y * count_x
+    steps = taps * tl.cdiv(in_channels, DEPTH)
+    each = tl.cdiv(steps, parts)
+    begin = tl.program_id(1) * each
+    end = tl.minimum(begin + each, steps)
+    start = begin // tl.maximum(taps, 1) * DEPTH
+    jy = begin % tl.maximum(taps, 1) // tl.maximum(count_x, 1)
+    jx = begin % tl.maximum(taps, 1) % tl.maximum(count_x, 1)
+    acc = tl.zeros([ROWS, COLS], ACC)
+    for _ in range(begin, end):
+        channel = start + lane
+        inside = row_inside & (top + jy >= 0) & (top + jy < in_height)
+        inside &= (left + jx >= 0) & (left + jx < in_width)
+        ky = first_y + UP * jy
+        kx = first_x + UP * jx
+        if not CORRELATE:
+            ky = taps_y - 1 - ky
+            kx = taps_x - 1 - kx
+        at = (origin + (jy * x_h + jx * x_w))[:, None] + (channel * x_c)[None, :]
+        w_at = (channel * w_i)[:, None] + (in_column + (ky * w_y + kx * w_x))
+        if WHOLE:
+            a = tl.load(x + at, inside[:, None], 0)
+            m = tl.load(w + w_at, column_inside[None, :], 0)
+        else:
+            channel_inside = channel < in_channels
+            a = tl.load(x + at, inside[:, None] & channel_inside[None, :], 0)
+            m = tl.load(w + w_at, channel_inside[:, None] & column_inside[None, :], 0)
+        if pre is not None:
+            factor = _scales(
+                pre, sample, row_inside, channel, channel < in_channels, in_channels, PER_IMAGE
+            )
+            a = (a.to(ACC) * factor).to(x.dtype.element_ty)
+        acc = tl.dot(a, m, acc, input_precision=PRECISION, out_dtype=ACC)
+        # Arithmetic with comparisons: Triton 3.9 interprets those of scalars as an int32.
+        jx += 1
+        carry = (jx == count_x).to(tl.int32)
+        jx -= carry * count_x
+        jy += carry
+        carry = (jy == count_y).to(tl.int32)
+        jy -= carry * count_y
+        start += carry * DEPTH
+
+    pixel = oy * out_width + ox
+    pixels = out_height * out_width
+    if workspace is None:
+        _finish(
+            acc, y, add, mask, scale, noise, strength, b, alpha, gain, clamp,
+            sample, pixel, row_inside, column, out_channels, pixels,
+            ACT, HAS_CLAMP, NOISE_PER_SAMPLE, OUT_NHWC, OUT_ALIGNED, WIDE, PER_IMAGE,
+        )  # fmt: skip
+    else:
+        row = (tl.program_id(1) * samples + sample).to(tl.int64) * pixels + pixel
+        offset = (row * out_channels)[:, None] + column[None, :]
+        tl.store(workspace + offset, acc, row_inside[:, None] & column_inside[None, :])
+
+
+@triton.jit(do_not_specialize=["parts", "samples", "channels", "pixels"])
+def conv2d_sum_kernel(
+    workspace, y, add, mask, scale, noise, strength, b, alpha, gain, clamp,
+    parts, samples, channels, pixels,
+    ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
+    OUT_NHWC: tl.constexpr, OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """E(sum of the parts) + add."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    row_inside = row < samples * pixels
+    inside = row_inside[:, None] & (column < channels)[None, :]
+    aligned = channels // 8 * 8 if OUT_ALIGNED else channels
+    at = workspace + ((row.to(tl.int64) * aligned)[:, None] + column[None, :])
+    u = tl.zeros([ROWS, COLS], workspace.dtype.element_ty)
+    for part in range(parts):
+        u += tl.load(at + part.to(tl.int64) * samples * pixels * aligned, inside, 0)
+    _finish(
+        u, y, add, mask, scale, noise, strength, b, alpha, gain, clamp,
+        row // pixels, row % pixels, row_inside, column, channels, pixels,
+        ACT, HAS_CLAMP, NOISE_PER_SAMPLE, OUT_NHWC, OUT_ALIGNED, WIDE, False,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "parts", "d_part", "d_y", "d_x", "d_o"])
+def conv2d_weight_gradient_kernel(
+    x, dy, dw, pre, post, parts, d_part, d_o, d_i, d_y, d_x,
+    samples, in_channels, in_height, in_width, out_channels, out_height, out_width,
+    taps_y, taps_x, pad_y, pad_x, x_n, x_c, x_h, x_w,
+    CORRELATE: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
+    IN_ALIGNED: tl.constexpr, OUT_NHWC: tl.constexpr, OUT_ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    PHASES: tl.constexpr, PER_IMAGE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    STEP: tl.constexpr = PHASES * DOWN // UP
+    if IN_ALIGNED:
+        x_n = x_n // 8 * 8
+        x_h = x_h // 8 * 8
+        x_w = x_w // 8 * 8
+    dy_channels = out_channels // 8 * 8 if OUT_ALIGNED else out_channels
+
+    program = tl.program_id(0)
+    row_tiles = tl.cdiv(out_channels, ROWS)
+    column_tiles = tl.cdiv(in_channels, COLS)
+    out_channel = program % row_tiles * ROWS + tl.arange(0, ROWS)
+    program = program // row_tiles
+    in_channel = program % column_tiles * COLS + tl.arange(0, COLS)
+    kx = program // column_tiles % taps_x
+    ky = program // column_tiles // taps_x
+
+    # The one phase that has this tap, if any.
+    phase_y = (pad_y - ky) & (PHASES - 1)
+    phase_x = (pad_x - kx) & (PHASES - 1)
+    reach_y = phase_y * DOWN + ky - pad_y
+    reach_x = phase_x * DOWN + kx - pad_x
+    there = ((reach_y | reach_x) & (UP - 1)) == 0
+    height = (out_height - phase_y + (PHASES - 1)) // PHASES
+    width = (out_width - phase_x + (PHASES - 1)) // PHASES
+    pixels = height * width * there.to(tl.int32)
+    width = tl.maximum(width, 1)
+    if PER_IMAGE:
+        in_image = tl.cdiv(pixels, DEPTH)
+        steps = samples * in_image
+    else:
+        steps = tl.cdiv(samples * pixels, DEPTH)
+    each = tl.cdiv(steps, parts)
+    begin = tl.program_id(1) * each
+    acc = tl.zeros([ROWS, COLS], ACC)
+    out_inside = out_channel < out_channels
+    in_inside = in_channel < in_channels
+    for step in range(begin, tl.minimum(begin + each, steps)):
+        if PER_IMAGE:
+            sample = step // in_image
+            q = step % in_image * DEPTH + tl.arange(0, DEPTH)
+            inside = q < pixels
+        else:
+            q = step * DEPTH + tl.arange(0, DEPTH)
+            inside = q < samples * pixels
+            sample = q // pixels
+            q = q % pixels
+        qy = q // width
+        qx = q % width
+        iy = qy * STEP + reach_y // UP
+        ix = qx * STEP + reach_x // UP
+        pixel = (qy * PHASES + phase_y) * out_width + (qx * PHASES + phase_x)
+        image = sample.to(tl.int64) if WIDE else sample
+        if WIDE:
+            pixel = pixel.to(tl.int64)
+            iy = iy.to(tl.int64)
+        if OUT_NHWC:
+            at = ((image * (out_height * out_width) + pixel) * dy_channels)[:, None]
+            at += out_channel[None, :]
+        else:
+            plane = image * out_channels * (out_height * out_width)
+            at = (plane + pixel)[:, None] + (out_channel * (out_height * out_width))[None, :]
+        in_at = (image * x_n + iy * x_h + ix * x_w)[:, None] + (in_channel * x_c)[None, :]
+        hit = inside & (iy >= 0) & (iy < in_height) & (ix >= 0) & (ix < in_width)
+        d = tl.load(dy + at, inside[:, None] & out_inside[None, :], 0)
+        a = tl.load(x + in_at, hit[:, None] & in_inside[None, :], 0)
+        if post is not None:
+            factor = _scales(post, sample, inside, out_channel, out_inside, out_channels, PER_IMAGE)
+            d = (d.to(ACC) * factor).to(dy.dtype.element_ty)
+        if pre is not None:
+            factor = _scales(pre, sample, inside, in_channel, in_inside, in_channels, PER_IMAGE)
+            a = (a.to(ACC) * factor).to(x.dtype.element_ty)
+        acc = tl.dot(tl.trans(d), a, acc, input_precision=PRECISION, out_dtype=ACC)
+
+    if not CORRELATE:
+        ky = taps_y - 1 - ky
+        kx = taps_x - 1 - kx
+    dw += tl.program_id(1).to(tl.int64) * d_part + (ky * d_y + kx * d_x)
+    offset = (out_channel * d_o)[:, None] + (in_channel * d_i)[None, :]
+    tl.store(dw + offset, acc, out_inside[:, None] & in_inside[None, :])
+
+
+def conv2d_forward(
+    x: torch.Tensor,  # [N, I, H, W], any strides
+    w: torch.Tensor,  # [O, I, kh, kw], or [N, O, I, kh, kw]
+    conv: tuple,
+    y: torch.Tensor,  # [N, O, H', W'], dense NCHW or NHWC
+    pre: torch.Tensor | None = None,  # [N, I]
+    add: torch.Tensor | None = None,  # as y
+    mask: torch.Tensor | None = None,
+    geometry: tuple[int, int, int, int] | None = None,
+    tail: tuple | None = None,
+) -> None:
+    """y = E(C(pre * x; w)) + add, and the mask where there is one; without a tail E(u) = u."""
+    scale = noise = strength = b = None
+    act, alpha, gain, clamp = 0, 0.0, 1.0, math.inf
+    if tail is not None:
+        scale, noise, strength, b, act, alpha, gain, clamp = tail
+    operands = (scale, noise, strength, b, alpha, gain, clamp)
+    constants = (act, clamp != math.inf, noise is not None and noise.ndim == 2)
+    w = _packed(w)
+    weights = (0, *w.stride()) if w.ndim == 4 else w.stride()
+    problem = _problem(x, y, conv, *w.shape[-2:])
+    if mask is not None:
+        _check_units(problem)
+
+    def launch(config: Config, y: torch.Tensor, mask: torch.Tensor | None) -> None:
+        plan = _forward_plan(problem, config, w.ndim == 5, _processors(x.device))
+        workspace = None
+        if plan.parts > 1:
+            total = problem.samples * problem.out_height * problem.out_width
+            workspace = x.new_empty(
+                (plan.parts, total, problem.out_channels), dtype=_accumulator(x.dtype)
+            )
+        conv2d_forward_kernel[plan.grid](
+            x, w, y, workspace, add, words(mask), pre, *operands,
+            plan.parts, *weights, *constants, _along(w), *problem,
+            problem.phases, plan.per_image, problem.in_channels % config.depth == 0,
+            *config[:3], num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
+        if workspace is not None:
+            rows, cols = _SUM_TILE
+            grid = (triton.cdiv(total, rows), triton.cdiv(problem.out_channels, cols))
+            conv2d_sum_kernel[grid](
+                workspace, y, add, words(mask), *operands, plan.parts,
+                problem.samples, problem.out_channels, problem.out_height * problem.out_width,
+                *constants, problem.OUT_NHWC, problem.OUT_ALIGNED, problem.WIDE, rows, cols,
+            )  # fmt: skip
+
+    def trial(config: Config) -> None:  # y may be x or add
+        launch(config, torch.empty_like(y), None if mask is None else torch.empty_like(mask))
+
+    key = _key("forward", x, problem, w.ndim, pre is not None, mask is not None, _along(w))
+    launch(tuning.choose(key, _forward_configs(problem, x.dtype), trial, x.device), y, mask)
+
+
+def conv2d_weight_gradient(
+    x: torch.Tensor,  # [N, I, H, W], any strides
+    dy: torch.Tensor,  # [N, O, H', W'], dense NCHW or NHWC
+    conv: tuple,
+    dw: torch.Tensor,  # [O, I, kh, kw], accumulation type, any strides
+    pre: torch.Tensor | None = None,  # [N, I]
+    post: torch.Tensor | None = None,  # [N, O]
+) -> None:
+    """dw[o, i, ky, kx] = sum over pixels of post * dy[o] * pre * x[i]."""
+    problem = _problem(x, dy, conv, *dw.shape[2:])
+
+    def launch(config: Config, dw: torch.Tensor) -> None:
+        plan = _weight_gradient_plan(problem, config, _processors(x.device))
+        out, strides = dw, (0, *dw.stride())
+        if plan.parts > 1:
+            out = dw.new_empty((plan.parts, *dw.permute(0, 2, 3, 1).shape)).permute(0, 1, 4, 2, 3)
+            strides = out.stride()
+        conv2d_weight_gradient_kernel[plan.grid](
+            x, dy, out, pre, post, plan.parts, *strides, *problem,
+            problem.phases, plan.per_image, *config[:3],
+            num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
+        if plan.parts > 1:
+            dw.copy_(out.sum(0))
+
+    key = _key("weight gradient", x, problem, pre is not None, post is not None)
+    configs = _weight_gradient_configs(problem, x.dtype)
+    launch(tuning.choose(key, configs, lambda c: launch(c, torch.empty_like(dw)), x.device), dw)
+
+
+class _Plan(NamedTuple):
+    grid: tuple[int, int]
+    parts: int
+    per_image: bool
+
+
+_SUM_TILE = (16, 64)
+_LEAST_STEPS = 4  # of a part: a program fills its pipeline first
+
+
+def _per_image(pixels: int, tile: int) -> bool:
+    """Whether tiles of one image each waste little."""
+    return pixels % tile == 0 or pixels >= 8 * tile
+
+
+@functools.lru_cache(maxsize=4096)
+def _forward_plan(problem: _Problem, config: Config, per_sample: bool, processors: int) -> _Plan:
+    height, width = problem.phase_size
+    pixels = height * width
+    per_image = per_sample or _per_image(pixels, config.rows)
+    tiles = (
+        problem.samples * triton.cdiv(pixels, config.rows)
+        if per_image
+        else triton.cdiv(problem.samples * pixels, config.rows)
+    )
+    programs = tiles * problem.phases**2 * triton.cdiv(problem.out_channels, config.cols)
+    taps = triton.cdiv(problem.taps_y, problem.UP) * triton.cdiv(problem.taps_x, problem.UP)
+    steps = taps * triton.cdiv(problem.in_channels, config.depth)
+    parts = max(1, min(processors // programs, steps // _LEAST_STEPS))
+    return _Plan((programs, parts), parts, per_image)
+
+
+@functools.lru_cache(maxsize=4096)
+def _weight_gradient_plan(problem: _Problem, config: Config, processors: int) -> _Plan:
+    height, width = problem.phase_size
+    pixels = height * width
+    per_image = _per_image(pixels, config.depth)
+    programs = (
+        triton.cdiv(problem.out_channels, config.rows)
+        * triton.cdiv(problem.in_channels, config.cols)
+        * problem.taps_y
+        * problem.taps_x
+    )
+    steps = triton.cdiv(problem.samples * pixels, config.depth)
+    parts = max(1, min(triton.cdiv(2 * processors, programs), steps // _LEAST_STEPS))
+    return _Plan((programs, parts), parts, per_image)
+
+
+_TILES = (
+    Config(128, 128, 64, 4, 3),
+    Config(128, 256, 64, 8, 3),
+    Config(64, 128, 64, 4, 4),
+    Config(64, 64, 64, 4, 4),
+)
+_NARROW_TILES = (
+    Config(128, 64, 64, 4, 3),
+    Config(256, 64, 64, 8, 3),
+    Config(128, 64, 32, 4, 4),
+    Config(64, 64, 64, 4, 4),
+)
+_FLOAT32_TILES = (Config(64, 64, 16, 4, 2), Config(32, 64, 16, 4, 2))
+
+
+def _configs(rows: int, cols: int, depth: int, dtype: torch.dtype) -> tuple[Config, ...]:
+    """What is worth trying for a product of this size; the first is used where nothing is tried."""
+    if dtype in (torch.float32, torch.float64):
+        tiles = _FLOAT32_TILES
+    else:
+        tiles = _TILES if min(rows, cols) > 64 else _NARROW_TILES
+
+    def fitted(size: int, most: int) -> int:
+        return min(most, max(16, triton.next_power_of_2(size)))
+
+    return tuple(
+        dict.fromkeys(
+            tile._replace(
+                rows=fitted(rows, tile.rows),
+                cols=fitted(cols, tile.cols),
+                depth=fitted(depth, tile.depth),
+            )
+            for tile in tiles
+        )
+    )
+
+
+def _forward_configs(problem: _Problem, dtype: torch.dtype) -> tuple[Config, ...]:
+    height, width = problem.phase_size
+    rows = problem.samples * height * width
+    return _configs(rows, problem.out_channels, problem.in_channels, dtype)
+
+
+def _weight_gradient_configs(problem: _Problem, dtype: torch.dtype) -> tuple[Config, ...]:
+    height, width = problem.phase_size
+    pixels = problem.samples * height * width
+    return _configs(problem.out_channels, problem.in_channels, pixels, dtype)
+
+
+def _key(kind: str, x: torch.Tensor, problem: _Problem, *details: object) -> str:
+    """Names the class of a call: all that is compiled in, and the sizes but roughly."""
+    height, width = problem.phase_size
+    pixels = problem.samples * height * width
+    sizes = (problem.in_channels, problem.out_channels, problem.taps_y, problem.taps_x)
+    return " ".join(map(str, (kind, x.dtype, *sizes, pixels.bit_length(), *details, *problem[15:])))
+
+
+def _packed(w: torch.Tensor) -> torch.Tensor:
+    """w, or a copy of it, whose in or out channels are contiguous."""
+    if 1 in w.stride()[-4:-2]:
+        return w
+    return w.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
+def _aligned(shape: tuple[int, ...], strides: tuple[int, ...], along: int) -> bool:
+    """Whether whole vectors of 8 lie along this dimension."""
+    others = (
+        stride
+        for dim, (size, stride) in enumerate(zip(shape, strides))
+        if dim != along % len(shape) and size > 1
+    )
+    return strides[along] == 1 and all(size % 8 == 0 for size in (shape[along], *others))
+
+
+def _along(w: torch.Tensor) -> str:
+    """The channels along which weights are loaded as vectors, if any."""
+    for name, dim in (("in", -3), ("out", -4)):
+        if _aligned(tuple(w.shape), w.stride(), dim):
+            return name
+    return ""
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _check_units(problem: _Problem) -> None:
+    """The mask's units of 8 may not end in another pixel (NHWC), plane or phase (NCHW)."""
+    size = problem.out_channels if problem.OUT_NHWC else problem.out_height * problem.out_width
+    if size % 8 or not (problem.OUT_NHWC or problem.phases == 1):
+        name = "channels of an NHWC" if problem.OUT_NHWC else "pixels of an NCHW"
+        raise ValueError(f"a mask needs whole units of 8: the {name} image is {size}")
+
+
+def _problem(x: torch.Tensor, y: torch.Tensor, conv: tuple, taps_y: int, taps_x: int) -> _Problem:
+    nhwc = not y.is_contiguous() or y.shape[2] == y.shape[3] == 1
+    tf32 = x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    return _problem_of(
+        tuple(x.shape), x.stride(), tuple(y.shape), nhwc, (taps_y, taps_x), tuple(conv),
+        "tf32" if tf32 else "ieee",
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _problem_of(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    out_shape: tuple[int, ...],
+    nhwc: bool,
+    taps: tuple[int, int],
+    conv: tuple,
+    precision: str,
+) -> _Problem:
+    samples, in_channels, in_height, in_width = shape
+    _, out_channels, out_height, out_width = out_shape
+    up, _, down, _, pad_x, _, pad_y, _, correlate, _ = conv
+    # Offsets run over the edges of the images by up to a tile and the kernel.
+    beyond = max(abs(pad_y), abs(pad_x)) + max(taps) + 2 * 256
+    reach = sum((size - 1) * stride for size, stride in zip(shape, strides))
+    reach += beyond * (strides[2] + strides[3])
+    out_reach = math.prod(out_shape) + 256 * (out_channels + out_height * out_width)
+    return _Problem(
+        samples,
+        in_channels,
+        in_height,
+        in_width,
+        out_channels,
+        out_height,
+        out_width,
+        *taps,
+        pad_y,
+        pad_x,
+        *strides,
+        CORRELATE=correlate,
+        UP=up,
+        DOWN=down,
+        IN_ALIGNED=_aligned(shape, strides, 1),
+        OUT_NHWC=nhwc,
+        OUT_ALIGNED=nhwc and out_channels % 8 == 0,
+        WIDE=max(reach, out_reach) >= 2**31,
+        PRECISION=precision,
+    )
