@@ -109,9 +109,9 @@ def _finish(
     NHWC: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, PER_IMAGE: tl.constexpr,
 ):  # fmt: skip
     """E(u) + add of a tile [pixels, channels] into y."""
-    column_inside = column < channels
-    if ALIGNED:  # tells the compiler that every pixel starts a vector
+    if ALIGNED:
         channels = channels // 8 * 8
+    column_inside = column < channels
     if scale is not None:
         scale = _scales(scale, sample, row_inside, column, column_inside, channels, PER_IMAGE)
     if WIDE:
@@ -166,13 +166,16 @@ def conv2d_forward_kernel(
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     STEP: tl.constexpr = PHASES * DOWN // UP
-    if IN_ALIGNED:  # tells the compiler that every pixel starts a vector
+    if IN_ALIGNED:  # tells the compiler that every pixel is whole vectors
+        in_channels = in_channels // 8 * 8
         x_n = x_n // 8 * 8
         x_h = x_h // 8 * 8
         x_w = x_w // 8 * 8
     if W_ALIGNED == "in":
+        in_channels = in_channels // 8 * 8
         w_o = w_o // 8 * 8
     if W_ALIGNED == "out":
+        out_channels = out_channels // 8 * 8
         w_i = w_i // 8 * 8
     if W_ALIGNED != "":
         w_n = w_n // 8 * 8
@@ -287,12 +290,13 @@ def conv2d_sum_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLS + tl.arange(0, COLS)
     row_inside = row < samples * pixels
+    if OUT_ALIGNED:
+        channels = channels // 8 * 8
     inside = row_inside[:, None] & (column < channels)[None, :]
-    aligned = channels // 8 * 8 if OUT_ALIGNED else channels
-    at = workspace + ((row.to(tl.int64) * aligned)[:, None] + column[None, :])
+    at = workspace + ((row.to(tl.int64) * channels)[:, None] + column[None, :])
     u = tl.zeros([ROWS, COLS], workspace.dtype.element_ty)
     for part in range(parts):
-        u += tl.load(at + part.to(tl.int64) * samples * pixels * aligned, inside, 0)
+        u += tl.load(at + part.to(tl.int64) * samples * pixels * channels, inside, 0)
     _finish(
         u, y, add, mask, scale, noise, strength, b, alpha, gain, clamp,
         row // pixels, row % pixels, row_inside, column, channels, pixels,
@@ -313,11 +317,13 @@ def conv2d_weight_gradient_kernel(
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     STEP: tl.constexpr = PHASES * DOWN // UP
-    if IN_ALIGNED:
+    if IN_ALIGNED:  # as above
+        in_channels = in_channels // 8 * 8
         x_n = x_n // 8 * 8
         x_h = x_h // 8 * 8
         x_w = x_w // 8 * 8
-    dy_channels = out_channels // 8 * 8 if OUT_ALIGNED else out_channels
+    if OUT_ALIGNED:
+        out_channels = out_channels // 8 * 8
 
     program = tl.program_id(0)
     row_tiles = tl.cdiv(out_channels, ROWS)
@@ -368,7 +374,7 @@ def conv2d_weight_gradient_kernel(
             pixel = pixel.to(tl.int64)
             iy = iy.to(tl.int64)
         if OUT_NHWC:
-            at = ((image * (out_height * out_width) + pixel) * dy_channels)[:, None]
+            at = ((image * (out_height * out_width) + pixel) * out_channels)[:, None]
             at += out_channel[None, :]
         else:
             plane = image * out_channels * (out_height * out_width)
