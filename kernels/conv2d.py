@@ -295,8 +295,9 @@ def conv2d_sum_kernel(
     inside = row_inside[:, None] & (column < channels)[None, :]
     at = workspace + ((row.to(tl.int64) * channels)[:, None] + column[None, :])
     u = tl.zeros([ROWS, COLS], workspace.dtype.element_ty)
-    for part in range(parts):
-        u += tl.load(at + part.to(tl.int64) * samples * pixels * channels, inside, 0)
+    for _ in range(parts):
+        u += tl.load(at, inside, 0)
+        at += samples.to(tl.int64) * pixels * channels
     _finish(
         u, y, add, mask, scale, noise, strength, b, alpha, gain, clamp,
         row // pixels, row % pixels, row_inside, column, channels, pixels,
