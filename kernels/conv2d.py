@@ -29,6 +29,11 @@ import triton.language as tl
 from . import tuning
 from .epilogue import activate, combine, words
 
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # Triton 3.3
+    TensorDescriptor = None
+
 
 class Config(NamedTuple):
     """A tile of the result, the depth of a step, and how the compiler is to run it."""
@@ -38,6 +43,8 @@ class Config(NamedTuple):
     depth: int
     warps: int
     stages: int
+    boxes: bool = False
+    """Load boxes of x and w, by the hardware of sm_90 and later, in place of element by element."""
 
 
 class _Problem(NamedTuple):
@@ -152,10 +159,10 @@ def _finish(
 
 @triton.jit(do_not_specialize=[*_SIZES, "parts", "w_n", "w_y", "w_x"])
 def conv2d_forward_kernel(
-    x, w, y, workspace, add, mask, pre, scale, noise, strength, b, alpha, gain, clamp,
+    x, w, x_box, w_box, y, workspace, add, mask, pre, scale, noise, strength, b, alpha, gain, clamp,
     parts, w_n, w_o, w_i, w_y, w_x,
     ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
-    W_ALIGNED: tl.constexpr,
+    W_ALIGNED: tl.constexpr, W_PER_SAMPLE: tl.constexpr,
     samples, in_channels, in_height, in_width, out_channels, out_height, out_width,
     taps_y, taps_x, pad_y, pad_x, x_n, x_c, x_h, x_w,
     CORRELATE: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
@@ -184,7 +191,8 @@ def conv2d_forward_kernel(
 
     program = tl.program_id(0)
     column_tiles = tl.cdiv(out_channels, COLS)
-    column = program % column_tiles * COLS + tl.arange(0, COLS)
+    first_column = program % column_tiles * COLS
+    column = first_column + tl.arange(0, COLS)
     program = program // column_tiles
     phase_x = program % PHASES
     phase_y = program // PHASES % PHASES
@@ -211,6 +219,9 @@ def conv2d_forward_kernel(
     top = q // width * STEP + shift_y
     left = q % width * STEP + shift_x
     lane = tl.arange(0, DEPTH)
+    if x_box is not None:
+        box_top = tile % tiles * ROWS // width + shift_y
+        box_left = tile % tiles * ROWS % width + shift_x
     if WIDE:
         origin = sample.to(tl.int64) * x_n + top.to(tl.int64) * x_h + left * x_w
         w += sample.to(tl.int64) * w_n if PER_IMAGE else 0
@@ -242,7 +253,16 @@ def conv2d_forward_kernel(
             kx = taps_x - 1 - kx
         at = (origin + (jy * x_h + jx * x_w))[:, None] + (channel * x_c)[None, :]
         w_at = (channel * w_i)[:, None] + (in_column + (ky * w_y + kx * w_x))
-        if WHOLE:
+        if x_box is not None:
+            a = tl.reshape(x_box.load([sample, box_top + jy, box_left + jx, start]), [ROWS, DEPTH])
+            w_sample = sample if W_PER_SAMPLE else 0
+            if W_ALIGNED == "in":
+                m = w_box.load([w_sample, first_column, ky, kx, start])
+                m = tl.trans(tl.reshape(m, [COLS, DEPTH]))
+            else:
+                m = w_box.load([w_sample, start, ky, kx, first_column])
+                m = tl.reshape(m, [DEPTH, COLS])
+        elif WHOLE:
             a = tl.load(x + at, inside[:, None], 0)
             m = tl.load(w + w_at, column_inside[None, :], 0)
         else:
@@ -420,6 +440,7 @@ def conv2d_forward(
     constants = (act, clamp != math.inf, noise is not None and noise.ndim == 2)
     w = _packed(w)
     weights = (0, *w.stride()) if w.ndim == 4 else w.stride()
+    along = _along(w)
     problem = _problem(x, y, conv, *w.shape[-2:])
     if mask is not None:
         _check_units(problem)
@@ -433,8 +454,8 @@ def conv2d_forward(
                 (plan.parts, total, problem.out_channels), dtype=_accumulator(x.dtype)
             )
         conv2d_forward_kernel[plan.grid](
-            x, w, y, workspace, add, words(mask), pre, *operands,
-            plan.parts, *weights, *constants, _along(w), *problem,
+            x, w, *_boxes(x, w, along, problem, config), y, workspace, add, words(mask), pre,
+            *operands, plan.parts, *weights, *constants, along, w.ndim == 5, *problem,
             problem.phases, plan.per_image, problem.in_channels % config.depth == 0,
             *config[:3], num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
@@ -450,8 +471,9 @@ def conv2d_forward(
     def trial(config: Config) -> None:  # y may be x or add
         launch(config, torch.empty_like(y), None if mask is None else torch.empty_like(mask))
 
-    key = _key("forward", x, problem, w.ndim, pre is not None, mask is not None, _along(w))
-    launch(tuning.choose(key, _forward_configs(problem, x.dtype), trial, x.device), y, mask)
+    key = _key("forward", x, problem, w.ndim, pre is not None, mask is not None, along)
+    configs = _forward_configs(problem, x.dtype, along != "" and _has_boxes(x.device))
+    launch(tuning.choose(key, configs, trial, x.device), y, mask)
 
 
 def conv2d_weight_gradient(
@@ -503,7 +525,7 @@ def _per_image(pixels: int, tile: int) -> bool:
 def _forward_plan(problem: _Problem, config: Config, per_sample: bool, processors: int) -> _Plan:
     height, width = problem.phase_size
     pixels = height * width
-    per_image = per_sample or _per_image(pixels, config.rows)
+    per_image = per_sample or config.boxes or _per_image(pixels, config.rows)
     tiles = (
         problem.samples * triton.cdiv(pixels, config.rows)
         if per_image
@@ -569,10 +591,62 @@ def _configs(rows: int, cols: int, depth: int, dtype: torch.dtype) -> tuple[Conf
     )
 
 
-def _forward_configs(problem: _Problem, dtype: torch.dtype) -> tuple[Config, ...]:
+def _forward_configs(
+    problem: _Problem, dtype: torch.dtype, may_use_boxes: bool
+) -> tuple[Config, ...]:
     height, width = problem.phase_size
     rows = problem.samples * height * width
-    return _configs(rows, problem.out_channels, problem.in_channels, dtype)
+    configs = _configs(rows, problem.out_channels, problem.in_channels, dtype)
+    if not may_use_boxes:
+        return configs
+    boxes = (c._replace(boxes=True) for c in configs if _box(problem, c.rows) is not None)
+    return (*boxes, *configs)
+
+
+def _box(problem: _Problem, rows: int) -> tuple[int, int] | None:
+    """(H, W) of the box of pixels that a tile of so many rows reads for one tap, if it is one."""
+    height, width = problem.phase_size
+    if not problem.IN_ALIGNED or problem.DOWN > problem.UP:
+        return None
+    if width % rows == 0:
+        return 1, rows
+    if rows % width == 0 and _per_image(height * width, rows):
+        return rows // width, width
+    return None
+
+
+@functools.cache
+def _has_boxes(device: torch.device) -> bool:
+    return (
+        TensorDescriptor is not None
+        and device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
+
+
+def _boxes(
+    x: torch.Tensor, w: torch.Tensor, along: str, problem: _Problem, config: Config
+) -> tuple:
+    """Descriptors of x as [N, H, W, I] and of w as [N, O, kh, kw, I] or [N, I, kh, kw, O]."""
+    if not config.boxes:
+        return None, None
+
+    def descriptor(t: torch.Tensor, block: list[int]) -> object:
+        # The stride of a single element is no stride, but has to be aligned all the same.
+        strides = [s if n > 1 else 8 for n, s in zip(t.shape[:-1], t.stride())]
+        return TensorDescriptor(t, list(t.shape), [*strides, 1], block)
+
+    w = w if w.ndim == 5 else w[None]
+    if along == "in":
+        w, sizes = w.permute(0, 1, 3, 4, 2), (config.cols, config.depth)
+    else:
+        w, sizes = w.permute(0, 2, 3, 4, 1), (config.depth, config.cols)
+    height_width = _box(problem, config.rows)
+    return (
+        descriptor(x.permute(0, 2, 3, 1), [1, *height_width, config.depth]),
+        descriptor(w, [1, sizes[0], 1, 1, sizes[1]]),
+    )
 
 
 def _weight_gradient_configs(problem: _Problem, dtype: torch.dtype) -> tuple[Config, ...]:

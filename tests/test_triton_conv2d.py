@@ -40,7 +40,7 @@ TILE = kernels.Config(16, 16, 16, 4, 2)
 def small_tiles(monkeypatch):
     """So that images of a few pixels and channels have several tiles, the last of them ragged."""
     for name in ("_forward_configs", "_weight_gradient_configs"):
-        monkeypatch.setattr(kernels, name, lambda problem, dtype: (TILE,))
+        monkeypatch.setattr(kernels, name, lambda *arguments: (TILE,))
 
 
 @pytest.fixture
