@@ -472,7 +472,7 @@ def conv2d_forward(
         launch(config, torch.empty_like(y), None if mask is None else torch.empty_like(mask))
 
     key = _key("forward", x, problem, w.ndim, pre is not None, mask is not None, along)
-    configs = _forward_configs(problem, x.dtype, along != "" and _has_boxes(x.device))
+    configs = _forward_configs(problem, x.itemsize, along != "" and _has_boxes(x.device))
     launch(tuning.choose(key, configs, trial, x.device), y, mask)
 
 
@@ -502,7 +502,7 @@ def conv2d_weight_gradient(
             dw.copy_(out.sum(0))
 
     key = _key("weight gradient", x, problem, pre is not None, post is not None)
-    configs = _weight_gradient_configs(problem, x.dtype)
+    configs = _weight_gradient_configs(problem, x.itemsize)
     launch(tuning.choose(key, configs, lambda c: launch(c, torch.empty_like(dw)), x.device), dw)
 
 
@@ -555,26 +555,25 @@ def _weight_gradient_plan(problem: _Problem, config: Config, processors: int) ->
 
 
 _TILES = (
-    Config(128, 128, 64, 4, 3),
+    Config(128, 128, 64, 8, 3),
     Config(128, 256, 64, 8, 3),
-    Config(64, 128, 64, 4, 4),
+    Config(64, 128, 64, 4, 3),
     Config(64, 64, 64, 4, 4),
 )
 _NARROW_TILES = (
     Config(128, 64, 64, 4, 3),
     Config(256, 64, 64, 8, 3),
     Config(128, 64, 32, 4, 4),
-    Config(64, 64, 64, 4, 4),
 )
 _FLOAT32_TILES = (Config(64, 64, 16, 4, 2), Config(32, 64, 16, 4, 2))
 
 
-def _configs(rows: int, cols: int, depth: int, dtype: torch.dtype) -> tuple[Config, ...]:
+def _configs(problem: _Problem, itemsize: int, rows: int, cols: int, depth: int) -> tuple:
     """What is worth trying for a product of this size; the first is used where nothing is tried."""
-    if dtype in (torch.float32, torch.float64):
-        tiles = _FLOAT32_TILES
-    else:
-        tiles = _TILES if min(rows, cols) > 64 else _NARROW_TILES
+    tiles = _NARROW_TILES if min(rows, cols) <= 64 else _TILES
+    if itemsize > 2:
+        tf32 = problem.PRECISION == "tf32"
+        tiles = [c._replace(depth=32) for c in tiles] if tf32 else _FLOAT32_TILES
 
     def fitted(size: int, most: int) -> int:
         return min(most, max(16, triton.next_power_of_2(size)))
@@ -591,12 +590,10 @@ def _configs(rows: int, cols: int, depth: int, dtype: torch.dtype) -> tuple[Conf
     )
 
 
-def _forward_configs(
-    problem: _Problem, dtype: torch.dtype, may_use_boxes: bool
-) -> tuple[Config, ...]:
+def _forward_configs(problem: _Problem, itemsize: int, may_use_boxes: bool) -> tuple[Config, ...]:
     height, width = problem.phase_size
     rows = problem.samples * height * width
-    configs = _configs(rows, problem.out_channels, problem.in_channels, dtype)
+    configs = _configs(problem, itemsize, rows, problem.out_channels, problem.in_channels)
     if not may_use_boxes:
         return configs
     boxes = (c._replace(boxes=True) for c in configs if _box(problem, c.rows) is not None)
@@ -649,10 +646,10 @@ def _boxes(
     )
 
 
-def _weight_gradient_configs(problem: _Problem, dtype: torch.dtype) -> tuple[Config, ...]:
+def _weight_gradient_configs(problem: _Problem, itemsize: int) -> tuple[Config, ...]:
     height, width = problem.phase_size
     pixels = problem.samples * height * width
-    return _configs(problem.out_channels, problem.in_channels, pixels, dtype)
+    return _configs(problem, itemsize, problem.out_channels, problem.in_channels, pixels)
 
 
 def _key(kind: str, x: torch.Tensor, problem: _Problem, *details: object) -> str:

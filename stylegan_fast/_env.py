@@ -8,7 +8,7 @@ from pathlib import Path
 VARIABLES = {
     "STYLEGAN_FAST_BACKEND": "backend of every op: reference, cpu, triton or cuda",
     "STYLEGAN_FAST_SIMD": "level of the CPU kernels: baseline, avx2 or avx512 (default: widest)",
-    "STYLEGAN_FAST_CACHE": "folder of choices measured on this machine, or off (default: the user's)",
+    "STYLEGAN_FAST_CACHE": "folder for choices measured here, or off (default: in ~/.cache)",
     "TRITON_INTERPRET": "1: run Triton kernels on the CPU in Triton's interpreter (for tests)",
 }
 
