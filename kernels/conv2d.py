@@ -109,6 +109,12 @@ def _scales(factors, sample, inside, column, column_inside, channels, PER_IMAGE:
 
 
 @triton.jit
+def _of_units(v):
+    """One of each eight numbers of a vector that are the same, as [1, units, 1]."""
+    return tl.max(tl.reshape(v, [1, v.shape[0] // 8, 8]), axis=2, keep_dims=True)
+
+
+@triton.jit
 def _finish(
     u, y, add, mask, scale, noise, strength, b, alpha, gain, clamp,
     sample, pixel, row_inside, column, channels, pixels,
@@ -131,22 +137,22 @@ def _finish(
         b = tl.load(b + column, column_inside, 0)[None, :]
     v = combine(u, scale, noise, strength, b)
 
-    inside = row_inside[:, None] & column_inside[None, :]
     if NHWC:
-        offset = (row * channels)[:, None] + column[None, :]
+        outer, outer_inside = row * channels, row_inside
+        inner, inner_inside = column, column_inside
     else:
         v = tl.trans(v)
-        inside = tl.trans(inside)
-        offset = (column * pixels)[:, None] + (sample * channels * pixels + pixel)[None, :]
+        outer, outer_inside = column * pixels, column_inside
+        inner, inner_inside = sample * channels * pixels + pixel, row_inside
+    offset = outer[:, None] + inner[None, :]
+    inside = outer_inside[:, None] & inner_inside[None, :]
     if mask is not None:
         UNITS: tl.constexpr = [v.shape[0], v.shape[1] // 8, 8]
+        word = (outer // 8)[:, None, None] + _of_units(inner // 8)
+        unit_inside = outer_inside[:, None, None] & (_of_units(inner_inside.to(tl.int32)) > 0)
         lane = tl.arange(0, 8)[None, None, :]
-        units_inside = tl.reshape(inside, UNITS)
-        # Units are whole: the greatest of eight numbers that are the same, or of elements outside.
-        word = tl.max(tl.reshape(offset // 8, UNITS), axis=2, keep_dims=True)
-        unit_inside = tl.max(units_inside.to(tl.int32), axis=2, keep_dims=True) > 0
         v = activate(
-            tl.reshape(v, UNITS), mask, word, lane, unit_inside, units_inside,
+            tl.reshape(v, UNITS), mask, word, lane, unit_inside, tl.reshape(inside, UNITS),
             alpha, gain, clamp, ACT, HAS_CLAMP,
         )  # fmt: skip
         v = tl.reshape(v, inside.shape)
@@ -457,7 +463,7 @@ def conv2d_forward(
             x, w, *_boxes(x, w, along, problem, config), y, workspace, add, words(mask), pre,
             *operands, plan.parts, *weights, *constants, along, w.ndim == 5, *problem,
             problem.phases, plan.per_image, problem.in_channels % config.depth == 0,
-            *config[:3], num_warps=config.warps, num_stages=config.stages,
+            *config[:3], num_warps=config.warps, num_stages=min(config.stages, _MOST_STAGES),
         )  # fmt: skip
         if workspace is not None:
             rows, cols = _SUM_TILE
@@ -471,8 +477,9 @@ def conv2d_forward(
     def trial(config: Config) -> None:  # y may be x or add
         launch(config, torch.empty_like(y), None if mask is None else torch.empty_like(mask))
 
-    key = _key("forward", x, problem, w.ndim, pre is not None, mask is not None, along)
-    configs = _forward_configs(problem, x.itemsize, along != "" and _has_boxes(x.device))
+    boxes = along != "" and _has_boxes(x.device) and x.data_ptr() % 16 == w.data_ptr() % 16 == 0
+    key = _key("forward", x, problem, w.ndim, pre is not None, mask is not None, along, boxes)
+    configs = _forward_configs(problem, x.itemsize, boxes, mask is not None)
     launch(tuning.choose(key, configs, trial, x.device), y, mask)
 
 
@@ -496,7 +503,7 @@ def conv2d_weight_gradient(
         conv2d_weight_gradient_kernel[plan.grid](
             x, dy, out, pre, post, plan.parts, *strides, *problem,
             problem.phases, plan.per_image, *config[:3],
-            num_warps=config.warps, num_stages=config.stages,
+            num_warps=config.warps, num_stages=min(config.stages, _MOST_STAGES),
         )  # fmt: skip
         if plan.parts > 1:
             dw.copy_(out.sum(0))
@@ -512,6 +519,7 @@ class _Plan(NamedTuple):
     per_image: bool
 
 
+_MOST_STAGES = 8 if torch.version.hip is None else 2
 _SUM_TILE = (16, 64)
 _LEAST_STEPS = 4  # of a part: a program fills its pipeline first
 
@@ -556,8 +564,7 @@ def _weight_gradient_plan(problem: _Problem, config: Config, processors: int) ->
 
 _TILES = (
     Config(128, 128, 64, 8, 3),
-    Config(128, 256, 64, 8, 3),
-    Config(64, 128, 64, 4, 3),
+    Config(64, 128, 64, 8, 3),
     Config(64, 64, 64, 4, 4),
 )
 _NARROW_TILES = (
@@ -566,9 +573,11 @@ _NARROW_TILES = (
     Config(128, 64, 32, 4, 4),
 )
 _FLOAT32_TILES = (Config(64, 64, 16, 4, 2), Config(32, 64, 16, 4, 2))
+# Its sums leave no registers for offsets or a mask.
+_WIDEST_TILE = Config(128, 256, 64, 8, 3, boxes=True)
 
 
-def _configs(problem: _Problem, itemsize: int, rows: int, cols: int, depth: int) -> tuple:
+def _configs(problem: _Problem, itemsize: int, rows: int, cols: int, depth: int) -> list[Config]:
     """What is worth trying for a product of this size; the first is used where nothing is tried."""
     tiles = _NARROW_TILES if min(rows, cols) <= 64 else _TILES
     if itemsize > 2:
@@ -578,26 +587,33 @@ def _configs(problem: _Problem, itemsize: int, rows: int, cols: int, depth: int)
     def fitted(size: int, most: int) -> int:
         return min(most, max(16, triton.next_power_of_2(size)))
 
-    return tuple(
-        dict.fromkeys(
-            tile._replace(
-                rows=fitted(rows, tile.rows),
-                cols=fitted(cols, tile.cols),
-                depth=fitted(depth, tile.depth),
-            )
-            for tile in tiles
+    fit = (
+        c._replace(
+            rows=fitted(rows, c.rows), cols=fitted(cols, c.cols), depth=fitted(depth, c.depth)
         )
+        for c in tiles
     )
+    return list(dict.fromkeys(fit))
 
 
-def _forward_configs(problem: _Problem, itemsize: int, may_use_boxes: bool) -> tuple[Config, ...]:
+def _forward_configs(
+    problem: _Problem, itemsize: int, may_use_boxes: bool, writes_mask: bool
+) -> list[Config]:
     height, width = problem.phase_size
-    rows = problem.samples * height * width
-    configs = _configs(problem, itemsize, rows, problem.out_channels, problem.in_channels)
+    rows, cols = problem.samples * height * width, problem.out_channels
+    configs = _configs(problem, itemsize, rows, cols, problem.in_channels)
     if not may_use_boxes:
         return configs
-    boxes = (c._replace(boxes=True) for c in configs if _box(problem, c.rows) is not None)
-    return (*boxes, *configs)
+    boxes = [c._replace(boxes=True) for c in configs]
+    if itemsize == 2 and cols > 128 and not writes_mask:
+        boxes.append(_WIDEST_TILE)
+    return [*(c for c in boxes if _box(problem, c.rows) is not None), configs[0]]
+
+
+def _weight_gradient_configs(problem: _Problem, itemsize: int) -> list[Config]:
+    height, width = problem.phase_size
+    pixels = problem.samples * height * width
+    return _configs(problem, itemsize, problem.out_channels, problem.in_channels, pixels)
 
 
 def _box(problem: _Problem, rows: int) -> tuple[int, int] | None:
@@ -646,18 +662,11 @@ def _boxes(
     )
 
 
-def _weight_gradient_configs(problem: _Problem, itemsize: int) -> tuple[Config, ...]:
-    height, width = problem.phase_size
-    pixels = problem.samples * height * width
-    return _configs(problem, itemsize, problem.out_channels, problem.in_channels, pixels)
-
-
 def _key(kind: str, x: torch.Tensor, problem: _Problem, *details: object) -> str:
-    """Names the class of a call: all that is compiled in, and the sizes but roughly."""
-    height, width = problem.phase_size
-    pixels = problem.samples * height * width
-    sizes = (problem.in_channels, problem.out_channels, problem.taps_y, problem.taps_x)
-    return " ".join(map(str, (kind, x.dtype, *sizes, pixels.bit_length(), *details, *problem[15:])))
+    """Names the class of a call: all that is compiled in, and the sizes, but of the batch only
+    roughly."""
+    sizes = (problem.samples.bit_length(), *problem[1:9])
+    return " ".join(map(str, (kind, x.dtype, *sizes, *details, *problem[15:])))
 
 
 def _packed(w: torch.Tensor) -> torch.Tensor:

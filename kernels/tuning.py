@@ -29,15 +29,16 @@ def choose(
         return configs[0]
     device_name = _device_name(device)
     found = _chosen.get((device_name, key))
+    if found in configs:
+        return found
+    stored = _read().get(device_name, {}).get(key)
+    found = next((config for config in configs if list(config) == stored), None)
     if found is None:
-        stored = _read().get(device_name, {}).get(key)
-        found = next((config for config in configs if list(config) == stored), None)
-        if found is None:
-            if torch.cuda.is_current_stream_capturing():
-                return configs[0]
-            found = min(configs, key=lambda config: _milliseconds(trial, config))
-            _write(device_name, key, found)
-        _chosen[device_name, key] = found
+        if torch.cuda.is_current_stream_capturing():
+            return configs[0]
+        found = min(configs, key=lambda config: _milliseconds(trial, config))
+        _write(device_name, key, found)
+    _chosen[device_name, key] = found
     return found
 
 
@@ -79,8 +80,9 @@ def _write(device_name: str, key: str, config: tuple) -> None:
     stored.setdefault(device_name, {})[key] = list(config)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump(stored, file, indent=1, sort_keys=True)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder, path.name)
+            written.write_text(json.dumps(stored, indent=1, sort_keys=True))
+            os.replace(written, path)
     except OSError:
         pass
