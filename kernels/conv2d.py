@@ -14,8 +14,8 @@ convolution with stride STEP and a part of the taps.
 Where that leaves too few programs to fill a GPU, each has a part of the sum; the parts are added in
 the same order every time, for the forward map by a second kernel, which has the epilogue.
 
-The pixels of a tile run on from image to image (small images), or are of one image (PER_IMAGE), so
-that scales are vectors, and each sample may have weights of its own.
+The pixels of a forward tile run on from image to image, where images are small, or are of one image
+(PER_IMAGE), so that scales are vectors, and each sample may have weights of its own.
 """
 
 import functools
@@ -187,8 +187,9 @@ def conv2d_forward_kernel(
     if W_ALIGNED == "in":
         in_channels = in_channels // 8 * 8
         w_o = w_o // 8 * 8
-    if W_ALIGNED == "out":
+    if OUT_ALIGNED or W_ALIGNED == "out":
         out_channels = out_channels // 8 * 8
+    if W_ALIGNED == "out":
         w_i = w_i // 8 * 8
     if W_ALIGNED != "":
         w_n = w_n // 8 * 8
@@ -339,7 +340,7 @@ def conv2d_weight_gradient_kernel(
     CORRELATE: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
     IN_ALIGNED: tl.constexpr, OUT_NHWC: tl.constexpr, OUT_ALIGNED: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    PHASES: tl.constexpr, PER_IMAGE: tl.constexpr,
+    PHASES: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
@@ -371,26 +372,18 @@ def conv2d_weight_gradient_kernel(
     width = (out_width - phase_x + (PHASES - 1)) // PHASES
     pixels = height * width * there.to(tl.int32)
     width = tl.maximum(width, 1)
-    if PER_IMAGE:
-        in_image = tl.cdiv(pixels, DEPTH)
-        steps = samples * in_image
-    else:
-        steps = tl.cdiv(samples * pixels, DEPTH)
+    # A step is DEPTH pixels of one image, so that scales are vectors.
+    in_image = tl.cdiv(pixels, DEPTH)
+    steps = samples * in_image
     each = tl.cdiv(steps, parts)
     begin = tl.program_id(1) * each
     acc = tl.zeros([ROWS, COLS], ACC)
     out_inside = out_channel < out_channels
     in_inside = in_channel < in_channels
     for step in range(begin, tl.minimum(begin + each, steps)):
-        if PER_IMAGE:
-            sample = step // in_image
-            q = step % in_image * DEPTH + tl.arange(0, DEPTH)
-            inside = q < pixels
-        else:
-            q = step * DEPTH + tl.arange(0, DEPTH)
-            inside = q < samples * pixels
-            sample = q // pixels
-            q = q % pixels
+        sample = step // in_image
+        q = step % in_image * DEPTH + tl.arange(0, DEPTH)
+        inside = q < pixels
         qy = q // width
         qx = q % width
         iy = qy * STEP + reach_y // UP
@@ -411,11 +404,11 @@ def conv2d_weight_gradient_kernel(
         d = tl.load(dy + at, inside[:, None] & out_inside[None, :], 0)
         a = tl.load(x + in_at, hit[:, None] & in_inside[None, :], 0)
         if post is not None:
-            factor = _scales(post, sample, inside, out_channel, out_inside, out_channels, PER_IMAGE)
-            d = (d.to(ACC) * factor).to(dy.dtype.element_ty)
+            factor = tl.load(post + sample * out_channels + out_channel, out_inside, 0)
+            d = (d.to(ACC) * factor[None, :]).to(dy.dtype.element_ty)
         if pre is not None:
-            factor = _scales(pre, sample, inside, in_channel, in_inside, in_channels, PER_IMAGE)
-            a = (a.to(ACC) * factor).to(x.dtype.element_ty)
+            factor = tl.load(pre + sample * in_channels + in_channel, in_inside, 0)
+            a = (a.to(ACC) * factor[None, :]).to(x.dtype.element_ty)
         acc = tl.dot(tl.trans(d), a, acc, input_precision=PRECISION, out_dtype=ACC)
 
     if not CORRELATE:
@@ -502,7 +495,7 @@ def conv2d_weight_gradient(
             strides = out.stride()
         conv2d_weight_gradient_kernel[plan.grid](
             x, dy, out, pre, post, plan.parts, *strides, *problem,
-            problem.phases, plan.per_image, *config[:3],
+            problem.phases, *config[:3],
             num_warps=config.warps, num_stages=min(config.stages, _MOST_STAGES),
         )  # fmt: skip
         if plan.parts > 1:
@@ -549,17 +542,16 @@ def _forward_plan(problem: _Problem, config: Config, per_sample: bool, processor
 @functools.lru_cache(maxsize=4096)
 def _weight_gradient_plan(problem: _Problem, config: Config, processors: int) -> _Plan:
     height, width = problem.phase_size
-    pixels = height * width
-    per_image = _per_image(pixels, config.depth)
     programs = (
         triton.cdiv(problem.out_channels, config.rows)
         * triton.cdiv(problem.in_channels, config.cols)
         * problem.taps_y
         * problem.taps_x
     )
-    steps = triton.cdiv(problem.samples * pixels, config.depth)
-    parts = max(1, min(triton.cdiv(2 * processors, programs), steps // _LEAST_STEPS))
-    return _Plan((programs, parts), parts, per_image)
+    steps = problem.samples * triton.cdiv(height * width, config.depth)
+    # Several times as many as processors, for the last ones leave some of them idle.
+    parts = max(1, min(triton.cdiv(4 * processors, programs), steps // _LEAST_STEPS))
+    return _Plan((programs, parts), parts, True)
 
 
 _TILES = (
@@ -600,8 +592,10 @@ def _forward_configs(
     problem: _Problem, itemsize: int, may_use_boxes: bool, writes_mask: bool
 ) -> list[Config]:
     height, width = problem.phase_size
-    rows, cols = problem.samples * height * width, problem.out_channels
-    configs = _configs(problem, itemsize, rows, cols, problem.in_channels)
+    rows, cols, depth = problem.samples * height * width, problem.out_channels, problem.in_channels
+    if not _per_image(height * width, 64):
+        depth = min(depth, 32)  # styles are then as many as samples of x, and of 32 bits
+    configs = _configs(problem, itemsize, rows, cols, depth)
     if not may_use_boxes:
         return configs
     boxes = [c._replace(boxes=True) for c in configs]
@@ -612,8 +606,7 @@ def _forward_configs(
 
 def _weight_gradient_configs(problem: _Problem, itemsize: int) -> list[Config]:
     height, width = problem.phase_size
-    pixels = problem.samples * height * width
-    return _configs(problem, itemsize, problem.out_channels, problem.in_channels, pixels)
+    return _configs(problem, itemsize, problem.out_channels, problem.in_channels, height * width)
 
 
 def _box(problem: _Problem, rows: int) -> tuple[int, int] | None:
