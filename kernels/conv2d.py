@@ -147,13 +147,13 @@ def _finish(
     offset = outer[:, None] + inner[None, :]
     inside = outer_inside[:, None] & inner_inside[None, :]
     if mask is not None:
-        UNITS: tl.constexpr = [v.shape[0], v.shape[1] // 8, 8]
+        UNITS: tl.constexpr = v.shape[1] // 8
         word = (outer // 8)[:, None, None] + _of_units(inner // 8)
         unit_inside = outer_inside[:, None, None] & (_of_units(inner_inside.to(tl.int32)) > 0)
         lane = tl.arange(0, 8)[None, None, :]
         v = activate(
-            tl.reshape(v, UNITS), mask, word, lane, unit_inside, tl.reshape(inside, UNITS),
-            alpha, gain, clamp, ACT, HAS_CLAMP,
+            tl.reshape(v, [v.shape[0], UNITS, 8]), mask, word, lane, unit_inside,
+            tl.reshape(inside, [v.shape[0], UNITS, 8]), alpha, gain, clamp, ACT, HAS_CLAMP,
         )  # fmt: skip
         v = tl.reshape(v, inside.shape)
     elif ACT != 0:
@@ -655,11 +655,11 @@ def _boxes(
     )
 
 
-def _key(kind: str, x: torch.Tensor, problem: _Problem, *details: object) -> str:
+def _key(kind: str, x: torch.Tensor, problem: _Problem, *details: object) -> tuple:
     """Names the class of a call: all that is compiled in, and the sizes, but of the batch only
     roughly."""
     sizes = (problem.samples.bit_length(), *problem[1:9])
-    return " ".join(map(str, (kind, x.dtype, *sizes, *details, *problem[15:])))
+    return (kind, x.dtype, *sizes, *details, *problem[15:])
 
 
 def _packed(w: torch.Tensor) -> torch.Tensor:

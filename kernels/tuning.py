@@ -17,27 +17,28 @@ from .. import _env
 
 _Config = TypeVar("_Config", bound=tuple)
 
-_chosen: dict[tuple[str, str], tuple] = {}
+_chosen: dict[tuple[str, tuple], tuple] = {}
 
 
 def choose(
-    key: str, configs: Sequence[_Config], trial: Callable[[_Config], None], device: torch.device
+    key: tuple, configs: Sequence[_Config], trial: Callable[[_Config], None], device: torch.device
 ) -> _Config:
-    """The fastest of configs for the class of calls that key names; trial(config) runs such a call.
-    Where nothing can be measured (the interpreter, the capture of a graph), the first."""
+    """The fastest of configs for a class of calls; trial(config) runs one of them. The first, where
+    nothing can be measured: in the interpreter, and while a graph is captured."""
     if len(configs) == 1 or device.type != "cuda" or _env.flag("TRITON_INTERPRET"):
         return configs[0]
     device_name = _device_name(device)
     found = _chosen.get((device_name, key))
     if found in configs:
         return found
-    stored = _read().get(device_name, {}).get(key)
+    name = " ".join(map(str, key))
+    stored = _read().get(device_name, {}).get(name)
     found = next((config for config in configs if list(config) == stored), None)
     if found is None:
         if torch.cuda.is_current_stream_capturing():
             return configs[0]
         found = min(configs, key=lambda config: _milliseconds(trial, config))
-        _write(device_name, key, found)
+        _write(device_name, name, found)
     _chosen[device_name, key] = found
     return found
 
@@ -71,13 +72,13 @@ def _read() -> dict[str, dict[str, list]]:
     return {name: choices for name, choices in stored.items() if isinstance(choices, dict)}
 
 
-def _write(device_name: str, key: str, config: tuple) -> None:
+def _write(device_name: str, name: str, config: tuple) -> None:
     """Adds a choice to those stored; a folder that cannot be written costs only the memory."""
     path = _path()
     if path is None:
         return
     stored = _read()
-    stored.setdefault(device_name, {})[key] = list(config)
+    stored.setdefault(device_name, {})[name] = list(config)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -3,8 +3,10 @@
 As in test_triton_kernels.py, bfloat16 is tested on a GPU only and float64 in the interpreter only.
 """
 
+import itertools
 import math
 import os
+import re
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 triton = pytest.importorskip("triton")
 
 from stylegan_fast.activations import ACTIVATIONS  # noqa: E402
+from stylegan_fast.backends import triton as backend  # noqa: E402
 from stylegan_fast.backends.geometry import Fir, Geometry, Tail  # noqa: E402
 from stylegan_fast.testing import assert_matches  # noqa: E402
 
@@ -40,7 +43,8 @@ TILE = kernels.Config(16, 16, 16, 4, 2)
 def small_tiles(monkeypatch):
     """So that images of a few pixels and channels have several tiles, the last of them ragged."""
     for name in ("_forward_configs", "_weight_gradient_configs"):
-        monkeypatch.setattr(kernels, name, lambda *arguments: (TILE,))
+        monkeypatch.setattr(kernels, name, lambda *arguments: [TILE])
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
@@ -48,24 +52,24 @@ def parts(monkeypatch):
     """Makes the sums be split, as they are for few programs on a large GPU."""
     monkeypatch.setattr(kernels, "_processors", lambda device: 60)
     monkeypatch.setattr(kernels, "_LEAST_STEPS", 2)
-    kernels._forward_plan.cache_clear()
-    kernels._weight_gradient_plan.cache_clear()
+    for plan in (kernels._forward_plan, kernels._weight_gradient_plan):
+        plan.cache_clear()
     yield
-    kernels._forward_plan.cache_clear()
-    kernels._weight_gradient_plan.cache_clear()
+    for plan in (kernels._forward_plan, kernels._weight_gradient_plan):
+        plan.cache_clear()
 
 
 # name: (shape of x, shape of w, up, down, padding, flip_filter)
 CASES = {
-    "3x3": ((2, 19, 5, 7), (21, 19, 3, 3), 1, 1, (1, 1, 1, 1), True),
+    "3x3": ((2, 17, 4, 5), (18, 17, 3, 3), 1, 1, (1, 1, 1, 1), True),
     "3x3 rotated": ((2, 5, 7, 4), (3, 5, 3, 3), 1, 1, (1, 1, 1, 1), False),
-    "1x1": ((3, 33, 4, 3), (18, 33, 1, 1), 1, 1, (0, 0, 0, 0), True),
+    "1x1": ((2, 33, 3, 4), (18, 33, 1, 1), 1, 1, (0, 0, 0, 0), True),
     "valid 2x4": ((1, 3, 6, 9), (17, 3, 2, 4), 1, 1, (0, 0, 0, 0), True),
-    "cropped": ((2, 4, 9, 8), (5, 4, 3, 3), 1, 1, (-1, -2, -3, 1), True),
-    "padding beyond the image": ((1, 2, 2, 3), (3, 2, 3, 2), 1, 1, (5, 4, 3, 6), False),
-    "down2": ((2, 17, 7, 8), (6, 17, 3, 3), 1, 2, (0, 1, 1, 0), True),
-    "down2 rotated 6x6": ((1, 4, 8, 9), (5, 4, 6, 6), 1, 2, (2, 2, 2, 2), False),
-    "up2": ((2, 18, 3, 4), (17, 18, 3, 3), 2, 1, (2, 1, 1, 2), True),
+    "cropped": ((2, 4, 8, 7), (5, 4, 3, 3), 1, 1, (-1, -2, -3, 1), True),
+    "padding beyond the image": ((1, 2, 2, 3), (3, 2, 3, 2), 1, 1, (3, 2, 1, 4), False),
+    "down2": ((2, 17, 5, 6), (6, 17, 3, 3), 1, 2, (0, 1, 1, 0), True),
+    "down2 rotated 4x6": ((1, 4, 6, 7), (5, 4, 4, 6), 1, 2, (2, 2, 1, 1), False),
+    "up2": ((2, 18, 2, 3), (17, 18, 3, 3), 2, 1, (2, 1, 1, 2), True),
     "up2 6x6": ((1, 3, 4, 3), (5, 3, 6, 6), 2, 1, (3, 2, 3, 2), False),
     "up2 1x1": ((2, 3, 3, 4), (4, 3, 1, 1), 2, 1, (0, 0, 0, 1), True),
     "up2 cropped": ((1, 3, 5, 6), (4, 3, 3, 3), 2, 1, (-3, 0, -2, -1), True),
@@ -142,7 +146,7 @@ def test_every_geometry(name, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["3x3", "down2 rotated 6x6", "up2", "1x1"])
+@pytest.mark.parametrize("name", ["3x3", "down2 rotated 4x6", "up2", "1x1"])
 def test_weights_of_each_sample(name, layout):
     """In any order of dimensions."""
     x, w, conv, _ = setup(name, layout=layout)
@@ -155,8 +159,8 @@ def test_weights_of_each_sample(name, layout):
 
 WEIGHTS = {
     "contiguous": lambda w: w,
-    "in channels last": lambda w: w.movedim(1, -1).contiguous().movedim(-1, 1),
-    "out channels last": lambda w: w.movedim(0, -1).contiguous().movedim(-1, 0),
+    "in channels last": lambda w: w.movedim(-3, -1).contiguous().movedim(-1, -3),
+    "out channels last": lambda w: w.movedim(-4, -1).contiguous().movedim(-1, -4),
     "transposed kernel": lambda w: w.transpose(2, 3).contiguous().transpose(2, 3),
     "sliced": lambda w: torch.stack([w, w], 2)[:, :, 1],
 }
@@ -184,22 +188,22 @@ BOXES = {
 }
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the choice of the device is the test's on a GPU")
-@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.skipif(
+    kernels.TensorDescriptor is None
+    or not (INTERPRETED or kernels._has_boxes(torch.device(DEVICE))),
+    reason="this Triton or this GPU has no boxes",
+)
+@pytest.mark.parametrize("each", [False, True], ids=["shared", "weights of each sample"])
 @pytest.mark.parametrize("order", ["in channels last", "out channels last"])
 @pytest.mark.parametrize("name", BOXES)
 def test_boxes_load_the_same(name, order, each, monkeypatch):
     shape, rows, up, padding = BOXES[name]
     config = kernels.Config(rows, 16, 16, 4, 2, boxes=True)
-    monkeypatch.setattr(kernels, "_forward_configs", lambda *arguments: (config,))
+    monkeypatch.setattr(kernels, "_forward_configs", lambda *arguments: [config])
     x = draw(1, shape).contiguous(memory_format=torch.channels_last)
     pre = draw(3, shape[:2])
     conv = Fir(up, up, 1, 1, *padding, False, 1.0)
-    w = WEIGHTS[order](draw(2, (24, shape[1], 3, 3)))
-    if each:
-        w = torch.stack([w * (1 + n) for n in range(shape[0])])
-        w = w.transpose(1, 3).contiguous().transpose(1, 3) if order[:2] != "in" else w
-        w = w.movedim(2, -1).contiguous().movedim(-1, 2) if order[:2] == "in" else w
+    w = WEIGHTS[order](draw(2, (*shape[:each], 24, shape[1], 3, 3)))
     expected = truth(x, w, conv, pre)
     y = poisoned(expected)
     assert kernels._box(kernels._problem(x, y, conv, 3, 3), rows) is not None
@@ -227,10 +231,9 @@ def test_any_strides_of_x(name):
     assert_matches(dw, true_weight_gradient(x, w, conv, expected), reduction=60)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("name", ["3x3", "down2", "up2"])
-def test_every_dtype(name, dtype, layout):
+@pytest.mark.parametrize("name, layout", [("3x3", "nchw"), ("down2", "nhwc"), ("up2", "nhwc")])
+def test_every_dtype(name, layout, dtype):
     """With an added tensor."""
     x, w, conv, pre = setup(name, dtype, layout)
     expected = truth(x, w, conv, pre)
@@ -372,23 +375,27 @@ def check_weight_gradient(name, layout, dtype=EXACT, scaled=True):
     return dw
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name, layout",
+    [(name, "nhwc") for name in CASES] + [(name, "nchw") for name in ("3x3", "down2", "up2")],
+)
 def test_weight_gradient(name, layout):
     check_weight_gradient(name, layout)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("name", ["3x3", "up2"])
+@pytest.mark.parametrize("name", ["up2"])
 def test_weight_gradient_of_every_dtype(name, dtype, scaled):
     check_weight_gradient(name, "nhwc", dtype, scaled)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["3x3", "down2 rotated 6x6", "up2", "fused many pixels"])
+@pytest.mark.parametrize("name, layout", [("up2", "nhwc"), ("fused many pixels", "nchw")])
 def test_weight_gradient_in_parts(name, layout, parts):
-    """The same every time; the fused case has parts without pixels."""
+    """The same every time."""
+    x, w, conv, _ = setup(name, layout=layout)
+    problem = kernels._problem(x, truth(x, w, conv), conv, *w.shape[2:])
+    assert kernels._weight_gradient_plan(problem, TILE, 60).parts > 1
     assert torch.equal(check_weight_gradient(name, layout), check_weight_gradient(name, layout))
 
 
@@ -419,7 +426,7 @@ def test_a_mask_needs_whole_units(layout, message):
         )
 
 
-@pytest.mark.parametrize("name, layout", [("same", "nchw"), ("up2", "nhwc"), ("down2", "nhwc")])
+@pytest.mark.parametrize("name, layout", [("same", "nchw"), ("up2", "nhwc")])
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_offsets_of_64_bits_give_the_same(name, layout, in_parts, monkeypatch, request):
     if in_parts:
@@ -447,6 +454,38 @@ def test_64_bits_are_chosen_in_time():
     assert problem_of((8, 64, 1024, 1024), 64, up=2).WIDE
 
 
+def test_tf32_where_pytorch_allows_it(monkeypatch):
+    x = draw(1, (1, 3, 2, 4), torch.float32)
+    conv = Fir(1, 1, 1, 1, 0, 0, 0, 0, True, 1.0)
+    assert kernels._problem(x, x, conv, 1, 1).PRECISION == "ieee"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert kernels._problem(x, x, conv, 1, 1).PRECISION == "tf32"
+    assert kernels._problem(x.half(), x.half(), conv, 1, 1).PRECISION == "ieee"
+
+
+SIZES = [(1, 512, 512, 4), (32, 512, 512, 64), (8, 128, 64, 256), (8, 32, 3, 1024), (3, 33, 40, 17)]
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("samples, channels, out_channels, size", SIZES)
+def test_configurations(samples, channels, out_channels, size, itemsize, monkeypatch):
+    """Tiles no larger than the product, each once; boxes first, where a tile is a box of x."""
+    monkeypatch.undo()
+    problem = problem_of((samples, channels, size, size), out_channels)
+    for may_use_boxes, writes_mask in itertools.product([False, True], repeat=2):
+        configs = kernels._forward_configs(problem, itemsize, may_use_boxes, writes_mask)
+        assert len(set(configs)) == len(configs) <= 5
+        boxes = [config.boxes for config in configs]
+        assert boxes == sorted(boxes, reverse=True) and not boxes[-1]
+        assert boxes[0] == (may_use_boxes and size >= 64)
+        for config in (*configs, *kernels._weight_gradient_configs(problem, itemsize)):
+            assert all(n >= 16 and n & (n - 1) == 0 for n in config[:3])
+            assert config.cols < 2 * max(channels, out_channels, 16)
+            assert config.rows * config.cols <= 128 * 32 * config.warps
+            assert not (config.boxes and kernels._box(problem, config.rows) is None)
+            assert not (writes_mask and config.cols > 128)
+
+
 def test_small_layers_fill_the_processors():
     """Tiles span images of 4x4 and 8x8 pixels; the sum is split until there are enough programs."""
     for resolution, samples in ((4, 1), (4, 8), (8, 4), (16, 2)):
@@ -457,3 +496,77 @@ def test_small_layers_fill_the_processors():
     large = problem_of((8, 512, 64, 64), 512)
     plan = kernels._forward_plan(large, kernels.Config(128, 128, 64, 8, 3), False, 132)
     assert plan == ((8 * 32 * 4, 1), 1, True)
+
+
+def refusal(shape=(8, 64, 128, 128), w_shape=(64, 64, 3, 3), up=1, down=1, **options):
+    """Of backends/triton.py, for float16 in NHWC unless the options say otherwise."""
+    dtype = options.pop("dtype", torch.float16)
+    layout = LAYOUTS[options.pop("layout", "nhwc")]
+    mask = torch.empty(0, device="meta") if options.pop("with_mask", False) else None
+    x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=layout)
+    w = torch.empty(w_shape, dtype=dtype, device="meta")
+    conv = Fir(up, up, down, down, 1, 1, 1, 1, True, 1.0)
+    size = conv.output_size(*shape[2:], w_shape[:-3:-1])
+    y = torch.empty((shape[0], w_shape[-4], *size), dtype=dtype, device="meta")
+    y = y.contiguous(memory_format=layout)
+    return backend.conv2d_refusal(x, w, conv, y, mask, **options)
+
+
+SERVED = {
+    "a layer of 64 channels": {},
+    "with a mask": dict(with_mask=True),
+    "weights of each sample": dict(w_shape=(8, 64, 64, 3, 3)),
+    "many channels, few pixels": dict(shape=(4, 512, 16, 16), w_shape=(512, 512, 3, 3)),
+    "many channels, up": dict(shape=(8, 512, 64, 64), w_shape=(256, 512, 3, 3), up=2),
+    "to RGB": dict(w_shape=(3, 64, 1, 1)),
+    "from RGB": dict(shape=(8, 3, 128, 128), w_shape=(64, 3, 1, 1)),
+}
+ONLY_WHEN_ASKED = {
+    "float32": dict(dtype=torch.float32),
+    "channels_last": dict(layout="nchw"),
+    "8 channels": dict(w_shape=(33, 64, 3, 3)),
+    "larger than the image": dict(shape=(8, 64, 4, 4), w_shape=(8, 64, 64, 3, 3)),
+    "libraries": dict(shape=(8, 512, 64, 64), w_shape=(512, 512, 3, 3)),
+}
+NEVER = {
+    "no kernel for torch.int32": dict(dtype=torch.int32),
+    "up and down of 1 or 2": dict(up=3),
+    "masks need 8 channels": dict(w_shape=(36, 64, 1, 1), with_mask=True),
+    "masks need .* plane of NCHW": dict(shape=(2, 8, 5, 5), layout="nchw", with_mask=True),
+    "masks need 8": dict(shape=(2, 8, 4, 4), up=2, layout="nchw", with_mask=True),
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_served(name):
+    assert refusal(**SERVED[name]) is None
+
+
+@pytest.mark.parametrize("reason", ONLY_WHEN_ASKED)
+def test_refused_unless_asked(reason):
+    assert re.search(reason, refusal(**ONLY_WHEN_ASKED[reason]))
+    assert refusal(**ONLY_WHEN_ASKED[reason], asked=True) is None
+
+
+@pytest.mark.parametrize("reason", NEVER)
+def test_refused(reason):
+    assert re.search(reason, refusal(**NEVER[reason], asked=True))
+
+
+def test_what_is_refused_for_its_mask_is_what_the_kernels_refuse():
+    for shape, layout, up in itertools.product(
+        [(1, 8, 3, 5), (1, 3, 2, 4), (1, 8, 4, 4), (1, 6, 3, 3)], LAYOUTS, (1, 2)
+    ):
+        x = torch.empty(shape, dtype=EXACT, device="meta")
+        x = x.contiguous(memory_format=LAYOUTS[layout])
+        conv = Fir(up, up, 1, 1, 0, up - 1, 0, up - 1, True, 1.0)
+        w = torch.empty((shape[1], shape[1], 1, 1), dtype=EXACT, device="meta")
+        y = torch.empty((*shape[:2], up * shape[2], up * shape[3]), dtype=EXACT, device="meta")
+        y = y.contiguous(memory_format=LAYOUTS[layout])
+        try:
+            kernels._check_units(kernels._problem(x, y, conv, 1, 1))
+            raised = False
+        except ValueError:
+            raised = True
+        refused = backend.conv2d_refusal(x, w, conv, y, w, asked=True) is not None
+        assert refused == raised, (shape, layout, up)

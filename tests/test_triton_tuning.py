@@ -40,7 +40,7 @@ def measured(monkeypatch, tmp_path):
     return timed
 
 
-def choose(timed, key="a class", configs=CONFIGS, device=GPU):
+def choose(timed, key=("a", "class"), configs=CONFIGS, device=GPU):
     return tuning.choose(key, configs, timed.append, device)
 
 
@@ -57,10 +57,10 @@ def test_the_fastest_is_measured_once(measured, tmp_path):
 
 def test_a_later_process_reads_it(measured):
     choose(measured)
-    choose(measured, "another class", CONFIGS[:2])
+    choose(measured, ("another", 2), CONFIGS[:2])
     another_process()
     assert choose(measured) == CONFIGS[-1]
-    assert choose(measured, "another class", CONFIGS[:2]) == CONFIGS[1]
+    assert choose(measured, ("another", 2), CONFIGS[:2]) == CONFIGS[1]
     assert len(measured) == 5
 
 
@@ -104,7 +104,7 @@ def test_a_failed_write_leaves_what_was_there(measured, monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tuning.os, "replace", no_space)
-    choose(measured, "another class")
+    choose(measured, ("another", 2))
     folder = tmp_path / "cache"
     assert json.loads((folder / "triton.json").read_text()) == {"GPU 0": {"a class": [256, 32]}}
     assert [path.name for path in folder.iterdir()] == ["triton.json"]
