@@ -231,11 +231,11 @@ def conv2d_forward_kernel(
         box_left = tile % tiles * ROWS % width + shift_x
     if WIDE:
         origin = sample.to(tl.int64) * x_n + top.to(tl.int64) * x_h + left * x_w
-        w += sample.to(tl.int64) * w_n if PER_IMAGE else 0
         x_c = tl.cast(x_c, tl.int64)
     else:
         origin = sample * x_n + top * x_h + left * x_w
-        w += sample * w_n if PER_IMAGE else 0
+    if W_PER_SAMPLE:
+        w += sample.to(tl.int64) * w_n
     column_inside = column < out_channels
     in_column = (column * w_o)[None, :]
 

@@ -223,6 +223,7 @@ CONVS = {
     "conv 512x512": (("sm_80",), PER_SAMPLE, 0, *BLOCKS["512x512"], *SAME),
     "conv 1024x1024": (("sm_80", "gfx942"), PER_SAMPLE, 0, *BLOCKS["1024x1024"], *SAME),
     "conv down2": (("sm_90",), conv_forward, 0, *BLOCKS["256x256"], *DOWN),
+    "conv above 2^31": (("sm_90",), conv_forward, 0, (32, 64, 1024, 1024), 64, *SAME),
     "conv tf32": (("sm_90",), conv_forward, 0, *BLOCKS["256x256"], *SAME[:-1], torch.float32),
     "boxes 64x64": (("sm_90", "sm_100"), conv_forward, -1, *BLOCKS["64x64"], *SAME),
     "boxes 64x64, widest": (("sm_90",), TRANSPOSED, -4, *BLOCKS["64x64"], *SAME),
@@ -232,7 +233,14 @@ CONVS = {
     "boxes up2": (("sm_90",), PER_SAMPLE, -1, *BLOCKS["512x512"], *COMPOSED),
     "conv weights 4x4": (("sm_90",), conv_weight_gradient, 0, *BLOCKS["4x4"], *SAME),
     "conv weights 64x64": (tuple(MULTIPLIES), conv_weight_gradient, 0, *BLOCKS["64x64"], *SAME),
-    "conv weights 512x512": (("sm_90",), conv_weight_gradient, 0, *BLOCKS["512x512"], *SAME),
+    "conv weights above 2^31": (
+        ("sm_90",),
+        conv_weight_gradient,
+        0,
+        (32, 64, 1024, 1024),
+        64,
+        *SAME,
+    ),
 }
 
 
