@@ -202,17 +202,28 @@ def _lookup(pointer, index, tile):
 
 
 @triton.jit
-def affine(v, scale, noise, strength, b, channel, scale_at, noise_at):
+def combine(v, scale, z, strength, b):
+    """scale * v + strength * z + b of numbers that broadcast to v; strength is a pointer."""
     if scale is not None:
-        v *= _lookup(scale, scale_at, v)
-    if noise is not None:
-        z = _lookup(noise, noise_at, v)
+        v *= scale
+    if z is not None:
         if strength is not None:
             z *= tl.load(strength)
         v += z
     if b is not None:
-        v += _lookup(b, channel, v).to(v.dtype)
+        v += b.to(v.dtype)
     return v
+
+
+@triton.jit
+def affine(v, scale, noise, strength, b, channel, scale_at, noise_at):
+    if scale is not None:
+        scale = _lookup(scale, scale_at, v)
+    if noise is not None:
+        noise = _lookup(noise, noise_at, v)
+    if b is not None:
+        b = _lookup(b, channel, v)
+    return combine(v, scale, noise, strength, b)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ file run as a program, once, in a process without that variable. It records the 
 launchers pass, so that what is compiled is what would be launched.
 """
 
+import functools
 import json
 import math
 import os
@@ -161,6 +162,98 @@ def fir_cases():
     return hot, others
 
 
+def conv_operands(size, out_channels, taps, up, down, pad, nhwc, dtype):
+    """x, conv and y."""
+    x, conv = image(size, nhwc, dtype), Fir(up, up, down, down, *pad, True, 1.0)
+    return x, conv, image((size[0], out_channels, *conv.output_size(*size[2:], taps)), nhwc, dtype)
+
+
+def conv_forward(module, config, *operands, scaled=True, with_mask=True, transposed=False):
+    """The configuration of this number, with boxes where it is negative; with styles before and
+    demodulation after, or with weights of each sample."""
+    x, conv, y = conv_operands(*operands)
+    (n, i), o, (kh, kw) = x.shape[:2], y.shape[1], operands[2]
+    shape = (1 if scaled else n, *((i, kh, kw, o) if transposed else (o, kh, kw, i)))
+    w = empty(*shape, dtype=x.dtype).permute(0, *((4, 1, 2, 3) if transposed else (1, 4, 2, 3)))
+    g = image_geometry(y)
+    tail = Tail(
+        empty(n, o) if scaled else None, empty(n, g.pixels), empty(1), empty(o, dtype=x.dtype),
+        LRELU, 0.2, 1.4, 256.0,
+    )  # fmt: skip
+    mask = empty(g.numel // 4, dtype=torch.uint8) if with_mask else None
+    module._has_boxes = lambda device: config < 0
+    module.tuning.choose = lambda key, configs, *rest: configs[~config if config < 0 else config]
+    module._processors = lambda device: 132
+    w, pre = (w[0], empty(n, i)) if scaled else (w, None)
+    module.conv2d_forward(x, w, conv, y, pre, None, mask, g, tail)
+
+
+def conv_sum(module, *operands):
+    conv_forward(module, *operands)
+
+
+def conv_weight_gradient(module, config, *operands):
+    x, conv, dy = conv_operands(*operands)
+    (n, i), o = x.shape[:2], dy.shape[1]
+    module.tuning.choose = lambda key, configs, *rest: configs[config]
+    module._processors = lambda device: 132
+    dw = empty(o, i, *operands[2])
+    module.conv2d_weight_gradient(x, dy, conv, dw, empty(n, i), empty(n, o))
+
+
+def with_options(launch, **options):
+    named = functools.partial(launch, **options)
+    named.__name__ = launch.__name__
+    return named
+
+
+PER_SAMPLE = with_options(conv_forward, scaled=False)
+TRANSPOSED = with_options(conv_forward, transposed=True, with_mask=False)
+SAME = ((3, 3), 1, 1, (1, 1, 1, 1), True, torch.float16)
+DOWN = ((3, 3), 1, 2, (1, 0, 1, 0), True, torch.float16)
+COMPOSED = ((6, 6), 2, 1, (3, 2, 3, 2), True, torch.float16)
+MULTIPLIES = {
+    "sm_90": r"wgmma\.mma_async\.sync\.aligned\.m64n(256|128|64|32)k(16|8)\.",
+    "gfx942": r"v_mfma_f32_(16x16x16|32x32x8)_f16",
+    "sm_80": r"mma\.sync\.aligned\.m16n8k16",
+    "sm_100": r"tcgen05\.mma",
+}
+BLOCKS = {  # shape of x, channels of y
+    "4x4": ((8, 512, 4, 4), 512),
+    "64x64": ((32, 512, 64, 64), 512),
+    "256x256": ((32, 128, 256, 256), 128),
+    "512x512": ((32, 64, 512, 512), 64),
+    "1024x1024": ((8, 32, 1024, 1024), 32),
+}
+# name: (targets, launch, its arguments but the module)
+CONVS = {
+    "conv 4x4": (("sm_90",), conv_forward, 0, *BLOCKS["4x4"], *SAME),
+    "conv 4x4, the sum": (("sm_90", "gfx942"), conv_sum, 0, *BLOCKS["4x4"], *SAME),
+    "conv 64x64": (("sm_80", "sm_90", "gfx942"), conv_forward, 0, *BLOCKS["64x64"], *SAME),
+    "conv 512x512": (("sm_80",), PER_SAMPLE, 0, *BLOCKS["512x512"], *SAME),
+    "conv 1024x1024": (("sm_80", "gfx942"), PER_SAMPLE, 0, *BLOCKS["1024x1024"], *SAME),
+    "conv down2": (("sm_90",), conv_forward, 0, *BLOCKS["256x256"], *DOWN),
+    "conv above 2^31": (("sm_90",), conv_forward, 0, (32, 64, 1024, 1024), 64, *SAME),
+    "conv tf32": (("sm_90",), conv_forward, 0, *BLOCKS["256x256"], *SAME[:-1], torch.float32),
+    "boxes 64x64": (("sm_90", "sm_100"), conv_forward, -1, *BLOCKS["64x64"], *SAME),
+    "boxes 64x64, widest": (("sm_90",), TRANSPOSED, -4, *BLOCKS["64x64"], *SAME),
+    "boxes 256x256": (("sm_90",), PER_SAMPLE, -1, *BLOCKS["256x256"], *SAME),
+    "boxes 512x512": (("sm_90",), PER_SAMPLE, -1, *BLOCKS["512x512"], *SAME),
+    "boxes 1024x1024": (("sm_90",), PER_SAMPLE, -1, *BLOCKS["1024x1024"], *SAME),
+    "boxes up2": (("sm_90",), PER_SAMPLE, -1, *BLOCKS["512x512"], *COMPOSED),
+    "conv weights 4x4": (("sm_90",), conv_weight_gradient, 0, *BLOCKS["4x4"], *SAME),
+    "conv weights 64x64": (tuple(MULTIPLIES), conv_weight_gradient, 0, *BLOCKS["64x64"], *SAME),
+    "conv weights above 2^31": (
+        ("sm_90",),
+        conv_weight_gradient,
+        0,
+        (32, 64, 1024, 1024),
+        64,
+        *SAME,
+    ),
+}
+
+
 def cases():
     """name: (launch, its arguments but the module)"""
     half = torch.float16
@@ -208,6 +301,7 @@ def cases():
 HOT, OTHERS = cases()
 FIR_HOT, FIR_OTHERS = fir_cases()
 CASES = HOT | OTHERS | FIR_HOT | FIR_OTHERS
+CONV_CASES = {name: case for name, (_, *case) in CONVS.items()}
 TARGETS = {
     "sm_90": ("cuda", 90, 32),
     "gfx942": ("hip", "gfx942", 64),
@@ -220,7 +314,7 @@ COMPILED = [
     (target, name)
     for target in TARGETS
     for name in (CASES if target in ("sm_90", "gfx942") else SOME)
-]
+] + [(target, name) for name, (targets, *_) in CONVS.items() for target in targets]
 
 
 class _Recorder:
@@ -241,19 +335,25 @@ class _Recorder:
 
 def recorded(name):
     """The kernel, the arguments and the options of one case."""
-    from stylegan_fast.kernels import epilogue, upfirdn2d
+    from stylegan_fast.kernels import conv2d, epilogue, upfirdn2d
 
-    launch, *arguments = CASES[name]
+    launch, *arguments = (CASES | CONV_CASES)[name]
     if launch.__name__.startswith("fir_"):
         module, attribute = upfirdn2d, "upfirdn2d_kernel"
+    elif launch.__name__.startswith("conv_"):
+        module, attribute = conv2d, launch.__name__.replace("conv_", "conv2d_") + "_kernel"
     else:
         module, attribute = epilogue, f"epilogue_{launch.__name__}_kernel"
-    kernel = getattr(module, attribute)
-    recorder = _Recorder(kernel)
-    setattr(module, attribute, recorder)
+    kernels = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
+    recorders = {name: _Recorder(kernel) for name, kernel in kernels.items()}
+    vars(module).update(recorders)
     launch(module, *arguments)
-    setattr(module, attribute, kernel)
-    return kernel, recorder.arguments, recorder.options
+    vars(module).update(kernels)
+    return kernels[attribute], recorders[attribute].arguments, recorders[attribute].options
+
+
+# Of a launch one of these is 1, and the others are not known to be multiples of anything.
+STRIDES = ("stride_w", "stride_c", "x_w", "x_c", "w_o", "w_i", "d_i")
 
 
 def source(kernel, arguments):
@@ -274,13 +374,16 @@ def source(kernel, arguments):
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = names[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
+        elif hasattr(value, "block_shape"):
+            dtype = names[value.base.dtype].removeprefix("*")
+            signature[parameter.name] = f"tensordesc<{dtype}{value.block_shape}>"
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         elif value == 1 and not parameter.do_not_specialize:
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
         else:
-            assert parameter.do_not_specialize or parameter.name in ("stride_w", "stride_c")
+            assert parameter.do_not_specialize or parameter.name in STRIDES
             signature[parameter.name] = "i32" if value < 2**31 else "i64"
     return ASTSource(kernel, signature, constants, attributes)
 
@@ -312,12 +415,18 @@ def main(folder):
     for target, name in COMPILED:
         kernel, arguments, options = recorded(name)
         gpu = GPUTarget(*TARGETS[target])
-        if "num_warps" in options:  # the launcher's choice for a GPU of the other maker
+        # The launcher's choice for a GPU of the other maker.
+        if "num_stages" in options and gpu.backend == "hip":
+            options["num_stages"] = 2
+        elif "num_warps" in options and "num_stages" not in options:
             options["num_warps"] = 128 // gpu.warp_size
         compiled = triton.compile(source(kernel, arguments), target=gpu, options=options)
         registers, spilled = resources(compiled, folder)
         text = compiled.asm["ptx" if "ptx" in compiled.asm else "amdgcn"]
-        pattern = r"\b(?:ld|st|max|min)\.[\w.:]+|\bglobal_(?:load|store)_\w+"
+        pattern = (
+            r"\b(?:ld|st|max|min|wgmma|mma|tcgen05|cp\.async)\.[\w.:]+"
+            r"|\b(?:global_(?:load|store)|buffer_(?:load|store)|v_mfma)_\w+"
+        )
         report.append((target, name, registers, spilled, re.findall(pattern, text)))
     (folder / "report.json").write_text(json.dumps(report))
 
@@ -438,6 +547,43 @@ def test_accesses_of_filters_are_wide(report):
     }
     for name, (loads, stores) in (("same", (5, 2)), ("up2", (3, 4)), ("down2", (12, 2))):
         assert global_accesses(report, "gfx942", f"{name} nhwc float16")[0] == (loads, stores)
+
+
+CONV_TARGETS = [(target, name) for name, (targets, *_) in CONVS.items() for target in targets]
+
+
+@pytest.mark.parametrize("target, name", [c for c in CONV_TARGETS if "sum" not in c[1]])
+def test_convolutions_are_of_the_tensor_cores(report, target, name):
+    assert any(re.match(MULTIPLIES[target], kind) for kind in report[target, name][2])
+
+
+@pytest.mark.parametrize("target, name", CONV_TARGETS)
+def test_convolutions_access_vectors(report, target, name):
+    """x and w come as boxes, or 16 bytes at a time and on NVIDIA's past the registers, at least
+    two steps ahead of the products; y goes 16 bytes at a time. Where dy is scaled as it comes, it
+    comes through registers."""
+    kinds = report[target, name][2]
+    boxes = sum(kind.startswith("cp.async.bulk.tensor") for kind in kinds)
+    ahead = sum(kind.startswith("cp.async.cg") for kind in kinds)
+    (loads, stores), _ = global_accesses(report, target, name)
+    if name.startswith("boxes"):
+        assert boxes >= 6 and not ahead
+    elif "sum" in name or target == "gfx942":
+        assert loads > 0
+    else:
+        assert ahead >= 3 and not boxes
+    if "weights" not in name and "sum" not in name:
+        assert stores >= 2
+
+
+def test_narrow_convolutions_leave_room(report):
+    """The fewer the channels, the more a layer waits for memory: blocks of 128 threads that the
+    65536 registers of a multiprocessor hold."""
+    blocks = {
+        name: 65536 // (128 * math.ceil(report["sm_90", f"boxes {name}"][0] / 8) * 8)
+        for name in ("512x512", "1024x1024", "up2")
+    }
+    assert blocks["512x512"] >= 3 and blocks["1024x1024"] >= 6 and blocks["up2"] >= 3, blocks
 
 
 if __name__ == "__main__":

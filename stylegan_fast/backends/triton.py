@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 
 from .. import _env
-from .choice import ConvClass
+from .choice import FORWARD, ConvClass
 
 OLDEST_TRITON = (3, 2)
 
@@ -81,5 +81,38 @@ def upfirdn2d_masked(dy: torch.Tensor, *arguments: object) -> None:
         kernels("upfirdn2d").upfirdn2d_masked(dy, *arguments)
 
 
-def conv2d_refusal(call: ConvClass) -> str:
-    return "it has no convolution of its own yet"
+def conv2d_forward(x: torch.Tensor, *arguments: object, **options: object) -> None:
+    with _device(x):
+        kernels("conv2d").conv2d_forward(x, *arguments, **options)
+
+
+def conv2d_weight_gradient(x: torch.Tensor, *arguments: object, **options: object) -> None:
+    with _device(x):
+        kernels("conv2d").conv2d_weight_gradient(x, *arguments, **options)
+
+
+def conv2d_refusal(call: ConvClass) -> str | None:
+    """None, or why the implicit-GEMM kernels cannot run such a call."""
+    if call.dtype not in dtypes():
+        return f"its convolutions have no kernel for {call.dtype}"
+    if max(call.up, call.down) > 2:
+        return "its convolutions have up and down of 1 or 2"
+    if call.direction == FORWARD and call.up == 2 and not call.channels_last:
+        return "its upsampling convolutions are for channels_last"
+    return None
+
+
+def conv2d_preferred(call: ConvClass) -> bool:
+    """By reasoning, not by measurement: no GPU has judged it yet. Tensor cores take 16 bits, loads
+    are of 8 channels; few launches, few bytes and no zeros multiplied are what the kernels have over
+    a library, which comes closer to the peak where arithmetic is all."""
+    channels = (call.in_channels, call.out_channels)
+    if call.dtype not in (torch.float16, torch.bfloat16) or not call.channels_last:
+        return False
+    if any(size % 8 and size > 4 for size in channels):
+        return False
+    if call.up == 2 and max(call.kernel_x, call.kernel_y) > 4:
+        return call.out_channels <= 32  # with the filter in it, 4 times the multiplications
+    large = call.samples * call.height * call.width >= 2**14
+    wide = min(channels) >= 256 and max(call.kernel_x, call.kernel_y) > 1
+    return not (large and wide and call.up == 1)
