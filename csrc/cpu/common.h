@@ -3,12 +3,26 @@
 
 #include <cstdlib>
 #include <new>
+#include <type_traits>
+#include <utility>
 
 #include "../epilogue.h"
 #include "simd.h"
 
 namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
 namespace {
+
+#define STYLEGAN_FAST_INLINE __attribute__((always_inline))
+
+// Calls body(constant) for 0 ... count - 1. Indexed so, unlike in a loop, arrays stay in registers.
+template <class Body, int... i>
+STYLEGAN_FAST_INLINE inline void for_each(std::integer_sequence<int, i...>, Body&& body) {
+  (body(std::integral_constant<int, i>()), ...);
+}
+template <int count, class Body>
+STYLEGAN_FAST_INLINE inline void unrolled(Body&& body) {
+  for_each(std::make_integer_sequence<int, count>(), body);
+}
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }

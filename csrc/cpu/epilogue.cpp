@@ -199,8 +199,8 @@ struct Terms {
   V of[kSums];
 };
 
-// Sums of kSums terms over all but the channels, or over the pixels of each sample. A thread adds to
-// doubles of its own, which are added up in thread order.
+// Sums of kSums terms over all but the channels, or over the pixels of each sample. A thread adds
+// to doubles of its own, which are added up in thread order.
 template <class T, int kSums>
 class Sums {
  public:
@@ -273,8 +273,9 @@ class Sums {
 };
 
 // Runs step(at, operands of the run at this offset) -> Terms for each vector and adds them up.
+// Inlined, because a closure that is passed on is reloaded after each store.
 template <class T, int kSums, class Step>
-void sum_run(const Sums<T, kSums>& sums, int thread, const Run<typename Operands<T>::A>& run,
+STYLEGAN_FAST_INLINE inline void sum_run(const Sums<T, kSums>& sums, int thread, const Run<typename Operands<T>::A>& run,
              bool rows, Step&& step) {
   using V = typename Operands<T>::V;
   using A = typename V::Scalar;
@@ -282,37 +283,37 @@ void sum_run(const Sums<T, kSums>& sums, int thread, const Run<typename Operands
     alignas(64) A values[kSums][kGroup];
     for (int lane = 0; lane < kGroup; lane += V::lanes) {
       const Terms<V, kSums> terms = step(0, lane);
-      for (int term = 0; term < kSums; ++term) terms.of[term].store(values[term] + lane);
+      unrolled<kSums>([&](auto term) STYLEGAN_FAST_INLINE { terms.of[term].store(values[term] + lane); });
     }
     for (int term = 0; term < kSums; ++term)
       for (int lane = 0; lane < kGroup; ++lane)
         sums.totals(thread, term)[run.lanes[lane]] += values[term][lane];
   } else if (rows) {
     A* row[kSums];
-    for (int term = 0; term < kSums; ++term) row[term] = sums.row(thread, term) + run.channel;
+    unrolled<kSums>([&](auto term) STYLEGAN_FAST_INLINE { row[term] = sums.row(thread, term) + run.channel; });
     for (int64_t k = 0; k < run.groups; ++k)
       for (int lane = 0; lane < kGroup; lane += V::lanes) {
         const Terms<V, kSums> terms = step(k, lane);
-        for (int term = 0; term < kSums; ++term) {
+        unrolled<kSums>([&](auto term) STYLEGAN_FAST_INLINE {
           A* at = row[term] + k * kGroup + lane;
           (V::load(at) + terms.of[term]).store(at);
-        }
+        });
       }
   } else {
-    V total[kSums][kGroup / V::lanes];
-    for (auto& parts : total)
-      for (V& part : parts) part = V(0.0);
+    constexpr int kVectors = kGroup / V::lanes;
+    V total[kVectors * kSums];
+    unrolled<kVectors * kSums>([&](auto i) STYLEGAN_FAST_INLINE { total[i] = V(0.0); });
     for (int64_t k = 0; k < run.groups; ++k)
-      for (int lane = 0; lane < kGroup; lane += V::lanes) {
-        const Terms<V, kSums> terms = step(k, lane);
-        for (int term = 0; term < kSums; ++term) {
-          V& part = total[term][lane / V::lanes];
+      unrolled<kVectors>([&](auto vector) STYLEGAN_FAST_INLINE {
+        const Terms<V, kSums> terms = step(k, vector * V::lanes);
+        unrolled<kSums>([&](auto term) STYLEGAN_FAST_INLINE {
+          V& part = total[vector * kSums + term];
           part = part + terms.of[term];
-        }
-      }
-    for (int term = 0; term < kSums; ++term)
-      for (const V& part : total[term])
-        sums.totals(thread, term)[run.sums + run.channel] += part.sum();
+        });
+      });
+    unrolled<kVectors * kSums>([&](auto i) STYLEGAN_FAST_INLINE {
+      sums.totals(thread, i % kSums)[run.sums + run.channel] += total[i].sum();
+    });
   }
 }
 
@@ -373,7 +374,7 @@ void backward(const Epilogue& e, bool sums_by_sample, const T* const (&inputs)[k
     const auto apply = [&](auto run, const T* const* in, const uint8_t* units, T* to) {
       // A copy: what is reached through a reference is reloaded after each store.
       const auto local = derivative;
-      const auto step = [=, &operands](int64_t k, int lane) {
+      const auto step = [=, &operands](int64_t k, int lane) STYLEGAN_FAST_INLINE {
         const Terms<V, kSums> terms = local(operands, run, in, units, k, lane);
         if (to) {
           V d = terms.of[0];
@@ -455,29 +456,30 @@ void masked_moments(const Epilogue& e, double negative_slope, const T* dy, const
   const int64_t count = e.geometry.samples() * e.geometry.channels;
   A* const row = static_cast<A*>(moments);
   with_masked_derivative<T>(e, negative_slope, mask, [&](auto masked) {
-    const auto terms = [=](const T* const* in, const uint8_t* units, int64_t k, int lane) {
-      const auto slope = masked.slope(units, k, lane);
-      const V zero(0.0), d = load(in[0] + k * kGroup + lane, V());
-      const V dy_y = d * load(in[1] + k * kGroup + lane, V());
-      return Terms<V, 2>{{where(slope.dropped, zero, slope.factor * d),
-                          where(slope.dropped, zero, dy_y)}};
+    const auto run_with = [&](auto& out) {
+      constexpr int kSums = std::extent_v<std::remove_reference_t<decltype(out)>>;
+      const auto derivative = [=](const auto&, const auto& run, const T* const* in,
+                                  const uint8_t* units, int64_t k, int lane) STYLEGAN_FAST_INLINE {
+        const auto slope = masked.slope(units, k, lane);
+        const V zero(0.0), d = load(in[0] + k * kGroup + lane, V());
+        const V dv = where(slope.dropped, zero, slope.factor * d);
+        const V dv_v = where(slope.dropped, zero, d * load(in[1] + k * kGroup + lane, V()));
+        if constexpr (kSums == 3) {
+          const auto& c = run.coefficients;
+          return Terms<V, 3>{{dv, dv_v, dv * V::load(c.noise + k * c.noise_step + lane)}};
+        } else {
+          return Terms<V, 2>{{dv, dv_v}};
+        }
+      };
+      backward<T>(e, true, inputs, mask, dx, out, threads, derivative);
     };
     A* const of_y = row && y ? row + count : nullptr;
     if (row && e.noise) {
       A* const out[3] = {row, of_y, row + 2 * count};
-      backward<T>(e, true, inputs, mask, dx, out, threads,
-                  [=](const auto&, const auto& run, const T* const* in, const uint8_t* units,
-                      int64_t k, int lane) {
-                    const Terms<V, 2> two = terms(in, units, k, lane);
-                    const auto& c = run.coefficients;
-                    const V noise = V::load(c.noise + k * c.noise_step + lane);
-                    return Terms<V, 3>{{two.of[0], two.of[1], two.of[0] * noise}};
-                  });
+      run_with(out);
     } else {
       A* const out[2] = {row, of_y};
-      backward<T>(e, true, inputs, mask, dx, out, threads,
-                  [=](const auto&, const auto&, const T* const* in, const uint8_t* units, int64_t k,
-                      int lane) { return terms(in, units, k, lane); });
+      run_with(out);
     }
   });
 }

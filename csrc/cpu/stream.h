@@ -15,8 +15,6 @@ namespace {
 
 constexpr int64_t kAhead = 16;  // pixels
 
-#define STYLEGAN_FAST_INLINE __attribute__((always_inline))
-
 // Whether to, to + step, to + 2 * step, ... may be stored to past the cache.
 template <class T>
 bool aligned(const T* to, int64_t step) {
@@ -28,16 +26,6 @@ STYLEGAN_FAST_INLINE inline void store(T* to, V v, bool past_cache) {
     if (past_cache) return store_past_cache(to, v);
   }
   store(to, v);
-}
-
-// Calls body(constant) for 0 ... count - 1. Indexed so, unlike in a loop, arrays stay in registers.
-template <class Body, int... i>
-STYLEGAN_FAST_INLINE inline void for_each(std::integer_sequence<int, i...>, Body&& body) {
-  (body(std::integral_constant<int, i>()), ...);
-}
-template <int count, class Body>
-STYLEGAN_FAST_INLINE inline void unrolled(Body&& body) {
-  for_each(std::make_integer_sequence<int, count>(), body);
 }
 
 template <int taps_, int down_>
@@ -335,8 +323,6 @@ class TallFir {
   const A* weights_;
   const int64_t taps_;
 };
-
-#undef STYLEGAN_FAST_INLINE
 
 }  // namespace
 }  // namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD
