@@ -1,6 +1,7 @@
 """The CPU's Winograd convolution against PyTorch's in float64, for every SIMD level and layout."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -31,10 +32,15 @@ sum of 3 terms. Two axes square it: a standard deviation of 31.3 for each channe
 
 
 def limit(x, w):
-    """Largest error of the convolution, for operands of these magnitudes: one rounding for each
-    partial sum over the channels and each of about eight operations of the transforms."""
+    """Largest error of the convolution of I channels, for operands of these magnitudes.
+
+    A rounding to nearest has a standard deviation of 0.29 eps. Those of the partial sums over the
+    channels, which grow as their square root, add up to 0.2 I eps, the about 25 of the transforms
+    to 1.5 sqrt(I) eps; among a million outputs the largest is five times that.
+    """
     rms = x.double().square().mean().sqrt() * w.double().square().mean().sqrt()
-    return (x.shape[1] + 8) * AMPLIFICATION * EPS * rms.item()
+    channels = x.shape[1]
+    return (channels + 8 * math.sqrt(channels)) * AMPLIFICATION * EPS * rms.item()
 
 
 @pytest.fixture(params=native.load()[0].simd_levels() if native.load()[0] else [])
@@ -85,7 +91,7 @@ KERNELS = {
     "uneven": ((2, 3), 1, (2, 1, 0, 2)),
     "cropped": ((3, 3), 1, (-1, 2, 1, -1)),
     "up": ((3, 3), 2, (2, 1, 2, 1)),
-    "up, composed": ((6, 6), 2, (3, 3, 3, 3)),
+    "up, composed": ((6, 6), 2, (3, 2, 3, 2)),
     "up, even": ((5, 4), 2, (2, 3, 2, 0)),
 }
 
@@ -186,9 +192,9 @@ def test_what_is_not_finite_spreads_to_its_tiles_only():
     x[0, 1, 5, 6] = float("inf")
     y = torch.empty(1, 3, 16, 16)
     cpu.conv2d_forward(x, w, conv, y)
-    tiles = (~y.isfinite()).unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)
-    assert tiles[:, :, 1, 1].all()
-    assert tiles.flatten(2, 3)[:, :, [0, 1, 2, 3, 4, 7, 8, 11, 12, 13, 14, 15]].sum() == 0
+    tiles = (~y.isfinite()).unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).flatten(2, 3)
+    assert tiles[:, :, 5].all()
+    assert tiles.sum() == 3 * 16
 
 
 def call(x, w, conv):

@@ -34,8 +34,8 @@ constexpr int64_t kBlockTiles = 48;             // tiles transformed together
 constexpr int64_t kBlockSums = 64;              // output channels, times phases
 constexpr int64_t kSharedWeights = 3 << 20;     // numbers of U that are kept
 constexpr int64_t kSharedTiles = 5 << 20;       // numbers of V that threads share
-constexpr int64_t kGradientTiles = 1 << 15;     // tiles times channels
-constexpr int64_t kGradientBlock = 256;         // tiles, at least
+constexpr int64_t kTeamSums = 1 << 14;          // pairs of channels
+constexpr int64_t kTeamBlock = 96, kGradientBlock = 256;  // tiles
 constexpr int64_t kGradientRows = 32;           // output channels
 constexpr int64_t kChannelsAhead = 2;           // fetched early
 constexpr int64_t kWorkPerThread = 1 << 20;     // multiplications
@@ -697,58 +697,54 @@ class WeightGradient {
         dy_{dy, Image(p.out_channels, p.out_height, p.out_width, p.out_channels_last), tiles_, 0, 0,
             post},
         dw_(dw), planes_(!p.in_channels_last && !p.out_channels_last),
-        block_(smaller(round_up(tiles_.count(), kLanes),
-                       larger(kGradientBlock, kGradientTiles / (p.in_channels + p.out_channels) /
-                                               kLanes * kLanes))),
-        keeps_sums_(block_ < tiles_.count()),
+        threads_(useful_threads(static_cast<double>(kProducts) * tiles_.count() * p.in_channels *
+                                    p.out_channels, most_threads)),
+        teams_(p.in_channels * p.out_channels <= kTeamSums ? threads_ : 1),
+        block_(smaller(round_up(ceil_divide(tiles_.count(), teams_), kLanes),
+                       teams_ > 1 ? kTeamBlock : kGradientBlock)),
+        keeps_sums_(teams_ > 1 || block_ < tiles_.count()),
         row_block_(keeps_sums_ ? round_up(p.out_channels, kRows) : kGradientRows),
         rows_(operand(p.out_channels, block_, planes_)),
         columns_(operand(p.in_channels, block_, false)),
         sum_step_(round_up(p.in_channels, kLanes)),
         sums_step_(Operand::odd_lines(row_block_ * sum_step_)),
-        threads_(useful_threads(static_cast<double>(kProducts) * tiles_.count() * p.in_channels *
-                                    p.out_channels, most_threads)),
         zeros_size_(larger(p.in_channels, p.out_channels) + kLanes),
-        workspace_((rows_.step + columns_.step + sums_step_ * (keeps_sums_ ? 1 : threads_)) *
-                       kProducts + zeros_size_),
-        to_rows_(workspace_.get()), to_columns_(to_rows_ + rows_.step * kProducts),
-        zeros_(to_columns_ + columns_.step * kProducts), sums_(zeros_ + zeros_size_) {
+        workspace_(((rows_.step + columns_.step) * teams_ +
+                    sums_step_ * (keeps_sums_ ? teams_ : threads_)) * kProducts + zeros_size_),
+        to_rows_(workspace_.get()), to_columns_(to_rows_ + rows_.step * kProducts * teams_),
+        sums_(to_columns_ + columns_.step * kProducts * teams_),
+        zeros_(sums_ + sums_step_ * kProducts * (keeps_sums_ ? teams_ : threads_)) {
     std::memset(zeros_, 0, zeros_size_ * sizeof(float));
   }
 
   void run() const {
-    const int64_t row_pieces = ceil_divide(p_.out_channels, kLanes);
-    const int64_t pieces = row_pieces + ceil_divide(p_.in_channels, kLanes);
-    for (int64_t begin = 0; begin < tiles_.count(); begin += block_) {
-      const int64_t end = smaller(begin + block_, tiles_.count());
-      parallel(pieces, threads_, [&](int, int64_t first, int64_t last) {
-        for (int64_t piece = first; piece < last; ++piece) {
-          piece < row_pieces ? transform_rows(begin, end, piece * kLanes)
-                             : transform_columns(begin, end, (piece - row_pieces) * kLanes);
-        }
-      });
-      if (!keeps_sums_) break;
-      parallel(kProducts, threads_, [&](int, int64_t first, int64_t last) {
-        for (int64_t k = first; k < last; ++k) {
-          begin ? multiply_product<true>(k, 0, p_.out_channels, end - begin, sums_)
-                : multiply_product<false>(k, 0, p_.out_channels, end - begin, sums_);
-        }
-      });
-    }
     if (keeps_sums_) {
+      const int64_t blocks = ceil_divide(tiles_.count(), block_);
+      parallel(blocks, teams_, [&](int team, int64_t first, int64_t last) {
+        float* sums = sums_ + team * sums_step_ * kProducts;
+        std::memset(sums, 0, sums_step_ * kProducts * sizeof(float));
+        for (int64_t block = first; block < last; ++block) {
+          const int64_t begin = block * block_, end = smaller(begin + block_, tiles_.count());
+          transform(team, begin, end);
+          parallel(kProducts, threads_ / teams_, [&](int, int64_t k, int64_t last_k) {
+            for (; k < last_k; ++k) multiply_product(team, k, 0, p_.out_channels, end - begin, sums);
+          });
+        }
+      });
       parallel(p_.out_channels, threads_,
-               [&](int, int64_t first, int64_t last) { write(first, last, 0, sums_); });
+               [&](int, int64_t first, int64_t last) { write(first, last, 0, teams_, sums_); });
       return;
     }
+    transform(0, 0, tiles_.count());
     parallel(ceil_divide(p_.out_channels, row_block_), threads_,
              [&](int thread, int64_t first, int64_t last) {
       float* sums = sums_ + thread * sums_step_ * kProducts;
-      for (int64_t o = first * row_block_; o < smaller(last * row_block_, p_.out_channels);
-           o += row_block_) {
-        const int64_t end = smaller(o + row_block_, p_.out_channels);
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t o = block * row_block_, end = smaller(o + row_block_, p_.out_channels);
+        std::memset(sums, 0, sums_step_ * kProducts * sizeof(float));
         for (int64_t k = 0; k < kProducts; ++k)
-          multiply_product<false>(k, o, end - o, tiles_.count(), sums);
-        write(o, end, o, sums);
+          multiply_product(0, k, o, end - o, tiles_.count(), sums);
+        write(o, end, o, 1, sums);
       }
     });
   }
@@ -758,23 +754,43 @@ class WeightGradient {
     return left ? Operand::left(channels, tiles) : Operand::right(channels, tiles);
   }
 
+  // D and V of tiles [begin, end).
+  void transform(int team, int64_t begin, int64_t end) const {
+    float* rows = to_rows_ + team * rows_.step * kProducts;
+    float* columns = to_columns_ + team * columns_.step * kProducts;
+    const int64_t row_pieces = ceil_divide(p_.out_channels, kLanes);
+    const int64_t pieces = row_pieces + ceil_divide(p_.in_channels, kLanes);
+    parallel(pieces, threads_ / teams_, [&](int, int64_t first, int64_t last) {
+      for (int64_t piece = first; piece < last; ++piece) {
+        piece < row_pieces
+            ? transform_rows(begin, end, piece * kLanes, rows)
+            : transform_columns(begin, end, (piece - row_pieces) * kLanes, columns);
+      }
+    });
+  }
+
   // D of as many channels as a vector has lanes, from channel o on.
-  void transform_rows(int64_t begin, int64_t end, int64_t o) const {
+  void transform_rows(int64_t begin, int64_t end, int64_t o, float* to) const {
     const int64_t last = smaller(o + kLanes, p_.out_channels);
     const Operand rows = operand(p_.out_channels, end - begin, planes_);
-    if (!planes_) return transform_channels<kTile>(dy_, begin, end, o, GradientTransform(), rows, rows_.step, to_rows_);
+    if (!planes_) {
+      return transform_channels<kTile>(dy_, begin, end, o, GradientTransform(), rows, rows_.step, to);
+    }
     for (int64_t t = begin; t < end; t += kLanes) {
       const Segments segments(tiles_, t, smaller(t + kLanes, end));
       for (int64_t c = o; c < last; ++c)
         transform_planes<kTile>(dy_, segments, c, GradientTransform(),
-                                to_rows_ + rows.left_at(c, t - begin), rows_.step);
+                                to + rows.left_at(c, t - begin), rows_.step);
     }
   }
 
   // V of as many channels as a vector has lanes, from channel i on.
-  void transform_columns(int64_t begin, int64_t end, int64_t i) const {
+  void transform_columns(int64_t begin, int64_t end, int64_t i, float* to) const {
     const Operand columns = Operand::right(p_.in_channels, end - begin);
-    if (!planes_) return transform_channels<kPoints>(x_, begin, end, i, InputTransform(), columns, columns_.step, to_columns_);
+    if (!planes_) {
+      return transform_channels<kPoints>(x_, begin, end, i, InputTransform(), columns, columns_.step,
+                                         to);
+    }
     const int64_t count = smaller(kLanes, p_.in_channels - i);
     alignas(64) float vectors[kProducts][kLanes][kLanes];
     if (count < kLanes) std::memset(vectors, 0, sizeof vectors);
@@ -788,9 +804,9 @@ class WeightGradient {
         Float from[kLanes], transposed[kLanes];
         unrolled<kLanes>([&](auto c) STYLEGAN_FAST_INLINE { from[c] = Float::load(vectors[k][c]); });
         interleave_columns<kLanes>(from, 1, transposed);
-        float* to = to_columns_ + k * columns_.step + columns.right_at(i, t - begin);
+        float* at = to + k * columns_.step + columns.right_at(i, t - begin);
         unrolled<kLanes>([&](auto j) STYLEGAN_FAST_INLINE {
-          if (t + j < last) transposed[j].store(to + j * kLanes);
+          if (t + j < last) transposed[j].store(at + j * kLanes);
         });
       }
     }
@@ -801,34 +817,41 @@ class WeightGradient {
                           Transform transform, const Operand& operand, int64_t step,
                           float* to) const {
     for (int64_t t = begin; t < end; ++t)
-      transform_pixels<seen>(source, t, zeros_, c, smaller(c + kLanes, source.image.channels),
-                             transform, [&](int64_t at) { return to + operand.right_at(at, t - begin); },
-                             step);
+      transform_pixels<seen>(
+          source, t, zeros_, c, smaller(c + kLanes, source.image.channels), transform,
+          [&](int64_t at) { return to + operand.right_at(at, t - begin); }, step);
   }
 
-  // Rows [o, o + count) of product k.
-  template <bool continued>
-  void multiply_product(int64_t k, int64_t o, int64_t count, int64_t depth, float* sums) const {
+  // Adds rows [o, o + count) of product k.
+  void multiply_product(int team, int64_t k, int64_t o, int64_t count, int64_t depth,
+                        float* sums) const {
     const Operand rows = operand(p_.out_channels, depth, planes_);
-    const float* left = to_rows_ + k * rows_.step + (planes_ ? rows.left_at(o, 0) : rows.right_at(o, 0));
-    const float* right = to_columns_ + k * columns_.step;
+    const float* left = to_rows_ + (team * kProducts + k) * rows_.step;
+    const float* right = to_columns_ + (team * kProducts + k) * columns_.step;
     float* to = sums + k * sums_step_;
-    planes_ ? multiply_all<false, continued>(left, right, count, p_.in_channels, depth, to, sum_step_)
-            : multiply_all<true, continued>(left, right, count, p_.in_channels, depth, to, sum_step_);
+    planes_ ? multiply_all<false, true>(left + rows.left_at(o, 0), right, count, p_.in_channels,
+                                        depth, to, sum_step_)
+            : multiply_all<true, true>(left + rows.right_at(o, 0), right, count, p_.in_channels,
+                                       depth, to, sum_step_);
   }
 
-  // dw of output channels [o, end), of sums that begin with channel `first`.
-  void write(int64_t o, int64_t end, int64_t first, const float* sums) const {
+  // dw of output channels [o, end), of the sums of some teams, which begin with channel `first`.
+  void write(int64_t o, int64_t end, int64_t first, int teams, const float* sums) const {
     for (; o < end; ++o)
       for (int64_t i = 0; i < p_.in_channels; i += kLanes)
-        write_vector(o, i, sums + (o - first) * sum_step_ + i);
+        write_vector(o, i, teams, sums + (o - first) * sum_step_ + i);
   }
 
-  void write_vector(int64_t o, int64_t i, const float* from) const {
+  void write_vector(int64_t o, int64_t i, int teams, const float* from) const {
     alignas(64) float taps[kTaps * kTaps][kLanes];
     along_both<kPoints, kTaps>(
         WeightGradientTransform(),
-        [&](int k) STYLEGAN_FAST_INLINE { return Float::load(from + k * sums_step_); },
+        [&](int k) STYLEGAN_FAST_INLINE {
+          Float sum = Float::load(from + k * sums_step_);
+          for (int team = 1; team < teams; ++team)
+            sum = sum + Float::load(from + (team * kProducts + k) * sums_step_);
+          return sum;
+        },
         [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(taps[k]); });
     float* to = dw_ + o * p_.stride_o + i * p_.stride_i;
     for (int k = 0; k < kTaps * kTaps; ++k) {
@@ -843,15 +866,16 @@ class WeightGradient {
   const Source x_, dy_;
   float* const dw_;
   const bool planes_;     // else vectors run along channels, those of D too
-  const int64_t block_;   // of tiles
-  const bool keeps_sums_;  // of all products, for the next block
+  // Where the sums are few each thread is a team of its own, with tiles and sums of its own.
+  const int threads_, teams_;
+  const int64_t block_;    // of tiles
+  const bool keeps_sums_;  // of all output channels, for the next block
   const int64_t row_block_;
   const Operand rows_, columns_;
   const int64_t sum_step_, sums_step_;
-  const int threads_;
   const int64_t zeros_size_;
   const Workspace workspace_;
-  float *const to_rows_, *const to_columns_, *const zeros_, *const sums_;
+  float *const to_rows_, *const to_columns_, *const sums_, *const zeros_;
 };
 
 }  // namespace
