@@ -104,8 +104,8 @@ def conv2d_refusal(call: ConvClass) -> str | None:
 
 def conv2d_preferred(call: ConvClass) -> bool:
     """By reasoning, not by measurement: no GPU has judged it yet. Tensor cores take 16 bits, loads
-    are of 8 channels; few launches, few bytes and no zeros multiplied are what the kernels have over
-    a library, which comes closer to the peak where arithmetic is all."""
+    are of 8 channels; few launches, few bytes and no zeros multiplied are what the kernels have
+    over a library, which comes closer to the peak where arithmetic is all."""
     channels = (call.in_channels, call.out_channels)
     if call.dtype not in (torch.float16, torch.bfloat16) or not call.channels_last:
         return False
