@@ -167,8 +167,8 @@ def test_the_mask(kernel, layout, level):
 @pytest.mark.parametrize("kernel", ["same", "valid", "uneven", "cropped"])
 @pytest.mark.parametrize("image", IMAGES)
 def test_the_gradient_of_the_weight(image, kernel, layouts, level):
-    """Its sum is over tiles, its transforms are the forward's transposed: the same growth of errors,
-    for as many terms as there are pixels in all."""
+    """Its sum is over tiles, its transforms are the forward's transposed, so errors grow by as much,
+    16 pixels to a tile."""
     conv, x, w, dy = operands(image, kernel, layouts, correlate=layouts[0] == NCHW)
     dy.normal_()
     pre, post = torch.rand(x.shape[:2]), torch.rand(dy.shape[:2])

@@ -5,7 +5,7 @@
 //     V[k,i,t] = B(pre * x)   U[k,o,i] = G(w)   M[k,o,t] = sum over i of U V   y = E(A(M)) + add
 //
 // for 36 products k: 4 times fewer multiplications than the sum over 3x3 taps. An up=2 convolution
-// is four of up=1, one for each parity of the output's rows and columns, of the same tiles of input.
+// is four of up=1, one for each parity of the output's rows and columns, of the same input tiles.
 //
 // Where the output is NCHW vectors run along tiles, U is the left operand of the products, its rows
 // are output channels. Where it is NHWC they run along channels, V is the left operand, its rows
