@@ -167,7 +167,7 @@ def test_the_mask(kernel, layout, level):
 @pytest.mark.parametrize("kernel", ["same", "valid", "uneven", "cropped"])
 @pytest.mark.parametrize("image", IMAGES)
 def test_the_gradient_of_the_weight(image, kernel, layouts, level):
-    """Its sum is over tiles, its transforms are the forward's transposed, so errors grow by as much,
+    """Its sum is over tiles, its transforms are the forward's transposed: errors grow by as much,
     16 pixels to a tile."""
     conv, x, w, dy = operands(image, kernel, layouts, correlate=layouts[0] == NCHW)
     dy.normal_()
