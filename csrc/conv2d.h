@@ -27,7 +27,7 @@ struct Conv2d {
 // The gradient is that of the weight, where w is, summed over the samples:
 //
 //     dw[o,i,ky,kx] = sum over n, oy, ox of
-//                     post[n,o] * dy[o,oy,ox] * z[i, oy * down + ky - pad_y, ox * down + kx - pad_x]
+//         post[n,o] * dy[o,oy,ox] * z[i, oy * down + ky - pad_y, ox * down + kx - pad_x]
 //
 // Masks and `add` as in csrc/upfirdn2d.h. `pre` [samples, in_channels] and `post` [samples,
 // out_channels] may be null.

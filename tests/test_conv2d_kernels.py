@@ -163,6 +163,26 @@ def test_the_mask(kernel, layout, level):
         assert torch.equal(bit.flatten()[sure] == 1, positive[sure] > 0)
 
 
+@pytest.mark.parametrize("layouts", LAYOUTS, ids=["c-c", "c-l", "l-c", "l-l"])
+@pytest.mark.parametrize("kernel", ["same", "valid", "uneven", "cropped"])
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_gradient_of_the_weight(image, kernel, layouts, level):
+    """Its sum is over tiles, its transforms are the forward's transposed: errors grow by as much,
+    16 pixels to a tile."""
+    conv, x, w, dy = operands(image, kernel, layouts, correlate=layouts[0] == NCHW)
+    dy.normal_()
+    pre, post = torch.rand(x.shape[:2]), torch.rand(dy.shape[:2])
+    dw = torch.empty_like(w)
+    cpu.conv2d_weight_gradient(x, dy, conv, dw, pre=pre, post=post)
+    z, dz = (t.double() * s.double()[:, :, None, None] for t, s in ((x, pre), (dy, post)))
+    w64 = w.double().requires_grad_()
+    (expected,) = torch.autograd.grad(reference(z, w64, conv), w64, dz)
+    pixels = math.prod(dy.shape[2:]) * len(dy)
+    rms = x.double().square().mean().sqrt() * dy.double().square().mean().sqrt()
+    allowed = (pixels / 16 + 8 * math.sqrt(pixels / 16 + 1)) * 4 * AMPLIFICATION * EPS * rms
+    assert (dw - expected).abs().max() <= allowed
+
+
 def test_weights_and_images_of_any_strides(level):
     """The input gradient's weight is a transposed view; its geometry the adjoint one."""
     conv, x, w, y = operands("blocks of channels", "same", (NCHW, NCHW))

@@ -4,12 +4,12 @@
 //
 //     V[k,i,t] = B(pre * x)   U[k,o,i] = G(w)   M[k,o,t] = sum over i of U V   y = E(A(M)) + add
 //
-// for 36 products k: 4 times fewer multiplications than the sum over 3x3 taps. An up=2 convolution is
-// four of up=1, one for each parity of the output's rows and columns, of the same tiles of input.
+// for 36 products k: 4 times fewer multiplications than the sum over 3x3 taps. An up=2 convolution
+// is four of up=1, one for each parity of the output's rows and columns, of the same input tiles.
 //
 // Where the output is NCHW vectors run along tiles, U is the left operand of the products, its rows
-// are output channels. Where it is NHWC they run along channels, V is the left operand, its rows are
-// tiles. Vectors of a left operand run along the sum.
+// are output channels. Where it is NHWC they run along channels, V is the left operand, its rows
+// are tiles. Vectors of a left operand run along the sum.
 
 #include "../conv2d.h"
 
@@ -50,8 +50,8 @@ constexpr int64_t clip(int64_t a, int64_t low, int64_t high) {
 // Not Float(double), which adds the number to zeros.
 inline Float broadcast(float a) { return a - Float::Native{}; }
 
-// The transforms along one axis, for the points 0, 1, -1, 1/2, -2 and infinity, whose error is a third
-// of that of the usual 0, 1, -1, 2, -2 and infinity.
+// The transforms along one axis, for the points 0, 1, -1, 1/2, -2 and infinity, whose error is a
+// third of that of the usual 0, 1, -1, 2, -2 and infinity.
 struct InputTransform {
   STYLEGAN_FAST_INLINE void operator()(const Float* d, Float* v) const {
     const Float c(1.5), a = d[3] - d[1], b = d[4] - d[2];
@@ -157,8 +157,9 @@ STYLEGAN_FAST_INLINE inline void interleave_columns(const Float* from, int step,
   }
 }
 
-// Operands of the products: rows x depth on the left, depth x columns on the right. One for each of the
-// products, `step` numbers apart: an odd number of cache lines, so that they do not share cache sets.
+// Operands of the products: rows x depth on the left, depth x columns on the right. One for each of
+// the products, `step` numbers apart: an odd number of cache lines, so that they do not share cache
+// sets.
 struct Operand {
   int64_t depth, step;
 
@@ -177,8 +178,8 @@ struct Operand {
   int64_t right_at(int64_t column, int64_t k) const { return column * depth + k * kLanes; }
 };
 
-// kRows rows of `vectors` vectors of sums, added to what is there where they continue it. Vectors of
-// the left operand run along the sum, or where it is transposed along the rows.
+// kRows rows of `vectors` vectors of sums, added to what is there where they continue it. Vectors
+// of the left operand run along the sum, or where it is transposed along the rows.
 template <int vectors, bool transposed = false, bool continued = false>
 void multiply(const float* left, const float* right, int64_t depth, float* to, int64_t row_step) {
   constexpr int kRowStep = transposed ? 1 : kLanes;
@@ -235,7 +236,8 @@ struct Image {
 
   Image(int64_t channels, int64_t height, int64_t width, bool channels_last)
       : channels(channels), height(height), width(width), stride_n(channels * height * width),
-        stride_c(channels_last ? 1 : height * width), stride_y(channels_last ? width * channels : width),
+        stride_c(channels_last ? 1 : height * width),
+        stride_y(channels_last ? width * channels : width),
         stride_x(channels_last ? channels : 1) {}
   int64_t at(int64_t n, int64_t c, int64_t y, int64_t x) const {
     return n * stride_n + c * stride_c + y * stride_y + x * stride_x;
@@ -483,7 +485,8 @@ class Worker {
   }
 
   // V of some channels of a block of tiles.
-  void transform_input(int64_t block, int64_t first_channel, int64_t last_channel, float* to) const {
+  void transform_input(int64_t block, int64_t first_channel, int64_t last_channel,
+                       float* to) const {
     const int64_t begin = block * problem_.block_tiles, step = problem_.inputs.step;
     const int64_t end = smaller(begin + problem_.block_tiles, problem_.tiles.count());
     if (problem_.planes) {
@@ -607,9 +610,10 @@ class Worker {
             OutputTransform(),
             [&](int k) STYLEGAN_FAST_INLINE { return Float::load(from + o + k * step); },
             [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(pixels[k] + o); });
+      const int64_t y0 = t / tiles.columns % tiles.rows * kTile, x0 = t % tiles.columns * kTile;
       for (int k = 0; k < kTile * kTile; ++k) {
-        const int64_t y = (t / tiles.columns % tiles.rows * kTile + k / kTile) * p_.up + phase / p_.up;
-        const int64_t x = (t % tiles.columns * kTile + k % kTile) * p_.up + phase % p_.up;
+        const int64_t y = (y0 + k / kTile) * p_.up + phase / p_.up;
+        const int64_t x = (x0 + k % kTile) * p_.up + phase % p_.up;
         if (y < p_.out_height && x < p_.out_width) {
           finish(sample, first, y, x, last - first, pixels[k]);
         }
@@ -685,8 +689,8 @@ void parallel(int64_t count, int threads, Body&& body) {
     body(thread, count * thread / threads, count * (thread + 1) / threads);
 }
 
-// dU[k,o,i] = sum over tiles t of D[k,o,t] V[k,i,t] with D = A'(post * dy), the sum for a block of tiles
-// at a time; then dw = G'(dU).
+// dU[k,o,i] = sum over tiles t of D[k,o,t] V[k,i,t] with D = A'(post * dy), the sum for a block of
+// tiles at a time; then dw = G'(dU).
 class WeightGradient {
  public:
   WeightGradient(const Conv2d& p, const float* x, const float* dy, const float* pre,
@@ -727,7 +731,8 @@ class WeightGradient {
           const int64_t begin = block * block_, end = smaller(begin + block_, tiles_.count());
           transform(team, begin, end);
           parallel(kProducts, threads_ / teams_, [&](int, int64_t k, int64_t last_k) {
-            for (; k < last_k; ++k) multiply_product(team, k, 0, p_.out_channels, end - begin, sums);
+            for (; k < last_k; ++k)
+              multiply_product(team, k, 0, p_.out_channels, end - begin, sums);
           });
         }
       });
@@ -774,7 +779,8 @@ class WeightGradient {
     const int64_t last = smaller(o + kLanes, p_.out_channels);
     const Operand rows = operand(p_.out_channels, end - begin, planes_);
     if (!planes_) {
-      return transform_channels<kTile>(dy_, begin, end, o, GradientTransform(), rows, rows_.step, to);
+      return transform_channels<kTile>(dy_, begin, end, o, GradientTransform(), rows, rows_.step,
+                                       to);
     }
     for (int64_t t = begin; t < end; t += kLanes) {
       const Segments segments(tiles_, t, smaller(t + kLanes, end));
@@ -788,8 +794,8 @@ class WeightGradient {
   void transform_columns(int64_t begin, int64_t end, int64_t i, float* to) const {
     const Operand columns = Operand::right(p_.in_channels, end - begin);
     if (!planes_) {
-      return transform_channels<kPoints>(x_, begin, end, i, InputTransform(), columns, columns_.step,
-                                         to);
+      return transform_channels<kPoints>(x_, begin, end, i, InputTransform(), columns,
+                                         columns_.step, to);
     }
     const int64_t count = smaller(kLanes, p_.in_channels - i);
     alignas(64) float vectors[kProducts][kLanes][kLanes];
@@ -802,7 +808,9 @@ class WeightGradient {
                                   kLanes * kLanes);
       for (int k = 0; k < kProducts; ++k) {
         Float from[kLanes], transposed[kLanes];
-        unrolled<kLanes>([&](auto c) STYLEGAN_FAST_INLINE { from[c] = Float::load(vectors[k][c]); });
+        unrolled<kLanes>([&](auto c) STYLEGAN_FAST_INLINE {
+          from[c] = Float::load(vectors[k][c]);
+        });
         interleave_columns<kLanes>(from, 1, transposed);
         float* at = to + k * columns_.step + columns.right_at(i, t - begin);
         unrolled<kLanes>([&](auto j) STYLEGAN_FAST_INLINE {

@@ -24,7 +24,8 @@ struct Level {
 #define STYLEGAN_FAST_LEVEL(level, supported)                          \
   {#level, supported, level::epilogue_forward, level::epilogue_masked, \
    level::epilogue_curved, level::epilogue_backward,                   \
-   level::upfirdn2d_forward, level::upfirdn2d_masked, level::conv2d_forward, level::conv2d_weight_gradient}
+   level::upfirdn2d_forward, level::upfirdn2d_masked, level::conv2d_forward, \
+   level::conv2d_weight_gradient}
 
 // Widest first.
 const Level kLevels[] = {

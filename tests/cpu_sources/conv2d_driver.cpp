@@ -1,5 +1,5 @@
-// Runs the convolutions of one SIMD level on buffers of exactly the size the contract names, under the
-// sanitizers, and compares them with the definition, evaluated in double.
+// Runs the convolutions of one SIMD level on buffers of exactly the size the contract names, under
+// the sanitizers, and compares them with the definition, evaluated in double.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -17,8 +17,8 @@ namespace {
 int failures = 0;
 int checks = 0;
 
-// Relative to the sum of the magnitudes of what is added; Winograd's transforms grow rounding errors
-// by two orders of magnitude at worst.
+// Relative to the sum of the magnitudes of what is added; Winograd's transforms grow rounding
+// errors by two orders of magnitude at worst.
 constexpr double kRounding = 1e-5;
 
 // Numbers in malloc'ed memory, so that the sanitizer sees the first byte beyond.
@@ -102,7 +102,7 @@ void each_output(const Conv2d& p, F&& f) {
         for (int64_t x = 0; x < p.out_width; ++x) f(n, o, y, x);
 }
 
-// extra: 0 nothing, 1 add and pre, 2 epilogue with mask, 3 epilogue with noise of each sample and add.
+// extra: 0 nothing, 1 add and pre, 2 epilogue with mask, 3 epilogue with noise of each sample, add.
 void forward(const Case& c, bool in_last, bool out_last, int extra, int threads) {
   const Conv2d p = problem(c, in_last, out_last, threads == 2);
   const int64_t pixels = p.out_height * p.out_width, numel = p.samples * p.out_channels * pixels;
@@ -121,9 +121,9 @@ void forward(const Case& c, bool in_last, bool out_last, int extra, int threads)
              out_last ? Geometry{p.samples * pixels, p.out_channels, 1, pixels}
                       : Geometry{p.samples, p.out_channels, pixels, pixels},
              3, 0.25, 1.25, limit, scale.data, noise.data, extra == 3, strength.data, bias.data};
-  level::conv2d_forward(p, extra >= 2 ? &e : nullptr, x.data, w.data, extra == 1 ? pre.data : nullptr,
-                        extra % 2 ? add.data : nullptr, y.data, masked ? mask.data() : nullptr,
-                        threads);
+  level::conv2d_forward(p, extra >= 2 ? &e : nullptr, x.data, w.data,
+                        extra == 1 ? pre.data : nullptr, extra % 2 ? add.data : nullptr, y.data,
+                        masked ? mask.data() : nullptr, threads);
   each_output(p, [&](int64_t n, int64_t o, int64_t oy, int64_t ox) {
     double u = 0, terms = 0;
     each_tap(p, oy, ox, [&](int64_t tap, int64_t iy, int64_t ix) {
