@@ -601,7 +601,8 @@ def _forward_configs(
     boxes = [c._replace(boxes=True) for c in configs]
     if itemsize == 2 and cols > 128 and not writes_mask:
         boxes.append(_WIDEST_TILE)
-    return [*(c for c in boxes if _box(problem, c.rows) is not None), configs[0]]
+    boxes = [c for c in boxes if _box(problem, c.rows) is not None]
+    return [*boxes, configs[0]] if boxes else configs
 
 
 def _weight_gradient_configs(problem: _Problem, itemsize: int) -> list[Config]:

@@ -259,7 +259,7 @@ def test_16_bits_round_once():
 FUSED = {
     "same": ((3, 5, 2, 4), (24, 5, 3, 3), 1, 1, (1, 1, 1, 1), True),
     "many pixels": ((2, 4, 8, 17), (8, 4, 1, 1), 1, 1, (0, -1, 0, 0), True),
-    "down2": ((2, 18, 8, 8), (8, 18, 3, 3), 1, 2, (0, 1, 1, 0), True),
+    "down2": ((2, 17, 4, 8), (8, 17, 3, 3), 1, 2, (0, 1, 1, 0), True),
     "up2": ((1, 5, 4, 3), (16, 5, 3, 3), 2, 1, (2, 1, 1, 2), False),
 }
 FUSED_LAYOUTS = [(name, layout) for name in FUSED for layout in LAYOUTS]
