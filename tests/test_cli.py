@@ -355,7 +355,7 @@ def test_check_refuses_what_cannot_run(arguments, message, capsys):
 
 @needs_cpu_kernels
 def test_check_without_anything_to_check(capsys):
-    assert main(["check", "--backend", "cpu", "--op", "conv2d_resample"]) == 2
+    assert main(["check", "--backend", "cpu", "--op", "setup_filter"]) == 2
     assert "--backend reference checks" in capsys.readouterr().err
 
 

@@ -15,6 +15,7 @@ LEAVES = (
     "_C",
     "_checks",
     "_env",
+    "_store",
     "_version",
     "activations",
     "backends.geometry",

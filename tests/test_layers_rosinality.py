@@ -419,16 +419,16 @@ def test_a_loaded_filter_is_used(kernel):
 def test_a_styled_conv_is_one_op(monkeypatch):
     calls = []
     module = stylegan_fast.layers.rosinality
-    for name in ("modulated_conv2d", "bias_act", "upfirdn2d", "upfirdn2d_epilogue"):
+    for name in ("styled_conv2d", "bias_act", "upfirdn2d", "upfirdn2d_epilogue"):
         run = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *a, _run=run, _name=name, **k: calls.append(_name) or _run(*a, **k)
         )
     x, style = torch.randn(2, 5, 6, 8), torch.randn(2, 7)
     StyledConv(5, 4, 3, 7, upsample=True)(x, style)
-    assert calls == ["modulated_conv2d"]
+    assert calls == ["styled_conv2d"]
     ToRGB(5, 7)(x, style, torch.randn(2, 3, 3, 4))
-    assert calls[1:] == ["modulated_conv2d", "upfirdn2d_epilogue"]
+    assert calls[1:] == ["styled_conv2d", "upfirdn2d_epilogue"]
 
 
 @pytest.mark.parametrize("upsample", [True, False])

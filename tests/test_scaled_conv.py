@@ -19,6 +19,7 @@ from stylegan_fast.models.stylegan2 import Discriminator, Generator
 from stylegan_fast.ops import conv as conv_ops
 from stylegan_fast.ops import modulated_conv2d, setup_filter, upfirdn2d
 from stylegan_fast.ops.conv2d_resample import conv2d_bias_act
+from stylegan_fast.ops.modulated_conv2d import styled_conv2d
 from stylegan_fast.reference.upfirdn2d import resampled_conv2d
 from stylegan_fast.testing import assert_matches, relative_error
 
@@ -71,7 +72,7 @@ def layer(samples, inputs, outputs, resampling, noise, dtype, device, size=(6, 7
     arguments.update(act="lrelu", alpha=0.3, gain=1.2, clamp=2.0)
 
     def run(x, weight, styles, bias, strength, **more):
-        return modulated_conv2d(
+        return styled_conv2d(
             x,
             weight,
             styles,
@@ -124,7 +125,7 @@ def test_gradcheck(up, demodulate, device):
     noise = randn(2, 1, 3 * up, 2 * up, seed=3).to(device)
 
     def run(x, weight, styles, bias, strength):
-        return modulated_conv2d(
+        return styled_conv2d(
             x, weight, styles, noise, up, padding=1, resample_filter=FIR.to(device),
             demodulate=demodulate, noise_strength=strength, bias=bias, act="lrelu", clamp=4.0,
         )  # fmt: skip

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..ops import bias_act, modulated_conv2d, setup_filter, upfirdn2d
+from ..ops import bias_act, setup_filter, upfirdn2d
 from ..ops.conv2d_resample import conv2d_bias_act
+from ..ops.modulated_conv2d import styled_conv2d
 from ..ops.upfirdn2d import upfirdn2d_epilogue
 from ..reference.bias_act import Epilogue
 from ..weight_gradients import skippable
@@ -390,7 +391,7 @@ class ModulatedConv2d(nn.Module):
     ) -> Tensor:
         check_shape("input", input, "N", self.in_channel, "H", "W")
         check_shape("style", style, input.shape[0], self.style_dim)
-        return modulated_conv2d(
+        return styled_conv2d(
             input,
             self.weight.squeeze(0),
             self.modulation(style) * self.scale,

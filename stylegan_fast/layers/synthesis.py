@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..activations import activation as lookup_activation
 from ..ops import modulated_conv2d, setup_filter
+from ..ops.modulated_conv2d import styled_conv2d
 from .checks import check_choice, check_shape
 from .conv import initial_weight
 from .linear import FullyConnectedLayer
@@ -82,7 +83,7 @@ class SynthesisLayer(nn.Module):
         check_shape("x", x, "N", self.in_channels, in_resolution, in_resolution)
         check_shape("w", w, x.shape[0], self.w_dim)
         noise = self._noise(x, noise_mode)
-        return modulated_conv2d(
+        return styled_conv2d(
             x,
             self.weight,
             self.affine(w),

@@ -33,7 +33,6 @@ def modulated_conv2d(
     fused_modconv: bool = True,
     *,
     input_gain: float | torch.Tensor | None = None,  # [], [I] or [N, I]
-    noise_strength: torch.Tensor | None = None,  # []
     bias: torch.Tensor | None = None,  # [O]
     act: str = "linear",
     alpha: float | None = None,
@@ -42,7 +41,7 @@ def modulated_conv2d(
     backend: str | None = None,
 ) -> torch.Tensor:
     """y[n,o] = d[n,o] * sum over i of conv2d_resample(styles[n,i] * x[n,i], weight[o,i])
-                 + noise_strength * noise
+                 + noise
 
         d[n,o] = (sum over i, ky, kx of (weight[o,i,ky,kx] * styles[n,i])^2 + 1e-8)^-1/2
 
@@ -66,7 +65,6 @@ def modulated_conv2d(
             forms are equal up to rounding. The kernels need neither.
         input_gain: number, `[]`, `[I]` or `[N, I]`; see above.
         bias: `[O]` or None; act, alpha, gain, clamp: as in `bias_act`.
-        noise_strength: `[]` or None, multiplies the noise.
         backend: None chooses; else 'reference', 'cpu', 'triton' or 'cuda'. Convolutions that a
             backend has no faster kernel for are PyTorch's; scales, noise, bias and activation are
             one pass, for up > 1 the same as the FIR filter's.
@@ -78,7 +76,7 @@ def modulated_conv2d(
     max|styles[n]| before anything else, against overflow; both cancel. A row of zeros stays zero,
     in all forms and dtypes.
 
-    Gradients: any order with respect to x, weight, styles, noise, noise_strength, bias and
+    Gradients: any order with respect to x, weight, styles, noise, bias and
     input_gain (second order where act is curved, as in `bias_act`); none with respect to
     resample_filter. `no_weight_gradients()` skips those of weight. A first-order backward pass
     keeps x, y, weight, styles and two bits an element.
@@ -96,6 +94,52 @@ def modulated_conv2d(
     The originals' `modulated_conv2d` of both families (Karras et al., "Analyzing and Improving the
     Image Quality of StyleGAN", 2020; "Alias-Free Generative Adversarial Networks", 2021).
     """
+    return styled_conv2d(
+        x,
+        weight,
+        styles,
+        noise,
+        up,
+        down,
+        padding,
+        resample_filter,
+        demodulate,
+        flip_weight,
+        fused_modconv,
+        input_gain=input_gain,
+        bias=bias,
+        act=act,
+        alpha=alpha,
+        gain=gain,
+        clamp=clamp,
+        backend=backend,
+    )
+
+
+def styled_conv2d(
+    x: torch.Tensor,  # [N, I, H, W]
+    weight: torch.Tensor,  # [O, I, kh, kw]
+    styles: torch.Tensor,  # [N, I]
+    noise: torch.Tensor | None = None,  # broadcasts to the output [N, O, H', W']
+    up: int = 1,
+    down: int = 1,
+    padding: int | Sequence[int] = 0,
+    resample_filter: torch.Tensor | None = None,  # [fh, fw] or [taps]
+    demodulate: bool = True,
+    flip_weight: bool = True,
+    fused_modconv: bool = True,
+    *,
+    input_gain: float | torch.Tensor | None = None,  # [], [I] or [N, I]
+    noise_strength: torch.Tensor | None = None,  # []
+    bias: torch.Tensor | None = None,  # [O]
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """`modulated_conv2d` with noise_strength * noise for noise: a layer's one call. The strength has
+    a gradient without one of the noise, pixel by pixel."""
     check_image("x", x)
     check_filter("resample_filter", resample_filter, x)
     up = as_int("up", up, minimum=1)
