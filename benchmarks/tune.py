@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .. import _store
 from ..backends import choice
 from ..backends.choice import KERNEL, PYTORCH
 from .cases import Case
@@ -49,7 +48,7 @@ def tune(cases: list[Case], session: Session, seconds: float, terminal: Terminal
     if not measured:
         terminal.say("nothing to choose: no backend here has a convolution of its own for these")
         return 0
-    path = _store.path(choice.FILE)
+    path = choice.path()
     if not choice.remember(session.device, measured):
         terminal.say(f"{path or 'STYLEGAN_FAST_CACHE=off'}: the choices could not be written")
         return 2

@@ -113,7 +113,7 @@ def _convolutions(device_type: str) -> dict[str, Any]:
     """Who runs the convolutions of an image in float32 and bfloat16, forward."""
     device = torch.device(device_type)
     measured = choice.table(device)
-    path = _store.path(choice.FILE)
+    path = choice.path()
     chosen: dict[str, dict[str, str]] = {}
     for layer, (i, o, size, kernel, up) in LAYERS.items():
         chosen[layer] = {}

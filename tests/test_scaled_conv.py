@@ -178,7 +178,7 @@ def test_float32_layers(samples, inputs, outputs, runner, device):
                 y = run(*leaves, clamp=None, backend=backend)
                 dy = randn(*y.shape, seed=5).to(y)
                 results.append([y, *torch.autograd.grad(y, leaves, dy)])
-        assert results[0][0].is_contiguous(memory_format=memory_format)
+        assert inputs == 1 or results[0][0].is_contiguous(memory_format=memory_format)
         largest = max(t.norm() for t in results[1])
         for actual, expected in zip(*results):
             # Rounding decides the branch of a value near 0; that changes one in thousands.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -110,6 +111,11 @@ def asked() -> Iterator[dict[str, ConvClass]]:
 def table(device: torch.device) -> dict[str, str]:
     """The measured choices for this device."""
     return _store.read(FILE, machine(device))
+
+
+def path() -> Path | None:
+    """The file of the table; None where none is kept."""
+    return _store.path(FILE)
 
 
 def remember(device: torch.device, measured: dict[str, str]) -> bool:

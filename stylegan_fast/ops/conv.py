@@ -88,6 +88,11 @@ def _scaled(x: torch.Tensor, pre: torch.Tensor) -> torch.Tensor:
     return x * pre.to(x.dtype)[:, :, None, None]
 
 
+def _nonzero(scale: torch.Tensor) -> torch.Tensor:
+    """A coefficient of 0 comes from an energy that overflowed, and has no gradient."""
+    return torch.where(scale == 0, 1, scale)
+
+
 def _by_pytorch(
     x: torch.Tensor, w: torch.Tensor, conv: Fir, pre: torch.Tensor | None
 ) -> torch.Tensor:
@@ -289,13 +294,14 @@ epilogue_op = define(
 
 
 class _Conv2d(torch.autograd.Function):
-    """C(x; w): bilinear, of any order."""
+    """C(x; w): bilinear, of any order. w is a weight, or where is_weight is False a cotangent."""
 
     @staticmethod
-    def forward(ctx, x, w, conv, backend):
+    def forward(ctx, x, w, conv, backend, is_weight):
         ctx.save_for_backward(x, w)
         ctx.conv = conv
         ctx.backend = backend
+        ctx.is_weight = is_weight
         ctx.positions = tensor_positions(x, w)
         return linear_op(x, w, None, *_arguments(conv), backend)
 
@@ -305,10 +311,10 @@ class _Conv2d(torch.autograd.Function):
         needs_x, needs_w = needed_gradients(ctx, ctx.positions)[:2]
         dx = dw = None
         if needs_x:
-            dx = _input_gradient(dy, w, x.shape, ctx.conv, ctx.backend)
-        if needs_w and not weight_gradients_skipped():
+            dx = _input_gradient(dy, w, x.shape, ctx.conv, ctx.backend, ctx.is_weight)
+        if needs_w and not (ctx.is_weight and weight_gradients_skipped()):
             dw = _WeightGradient.apply(x, dy, _kernel_size(w), ctx.conv, ctx.backend)
-        return dx, dw, None, None
+        return dx, dw, None, None, None
 
 
 class _WeightGradient(torch.autograd.Function):
@@ -328,15 +334,34 @@ class _WeightGradient(torch.autograd.Function):
         needs_x, needs_dy = needed_gradients(ctx, ctx.positions)[:2]
         dx = d_dy = None
         if needs_x:
-            dx = _input_gradient(dy, h, x.shape, ctx.conv, ctx.backend)
+            dx = _input_gradient(dy, h, x.shape, ctx.conv, ctx.backend, False)
         if needs_dy:
-            d_dy = _Conv2d.apply(x, h, ctx.conv, ctx.backend)
+            d_dy = _Conv2d.apply(x, h, ctx.conv, ctx.backend, False)
         return dx, d_dy, None, None, None
 
 
-def _input_gradient(dy, w, shape, conv, backend):
+def _input_gradient(dy, w, shape, conv, backend, is_weight=True):
     adjoint = conv.adjoint(*shape[2:], _kernel_size(w))
-    return _Conv2d.apply(dy, w.transpose(0, 1), adjoint, backend)
+    return _Conv2d.apply(dy, w.transpose(0, 1), adjoint, backend, is_weight)
+
+
+class _Dot(torch.autograd.Function):
+    """The sum of a ⊙ b over the pixels, [N, C], in the accumulation type: any order."""
+
+    @staticmethod
+    def forward(ctx, a, b, backend):
+        ctx.save_for_backward(a, b)
+        ctx.backend = backend
+        _, moments = epilogue_ops.backward_op(
+            a, b, None, None, None, a.stride(), 1.0, 1.0, False, backend
+        )
+        return moments[1]
+
+    @staticmethod
+    def backward(ctx, h):
+        a, b = ctx.saved_tensors
+        da = _scaled(b, h) if ctx.needs_input_grad[0] else None
+        return da, _scaled(a, h) if ctx.needs_input_grad[1] else None, None
 
 
 class _Layer(torch.autograd.Function):
@@ -419,7 +444,7 @@ def _fused_backward(ctx, dy, needs):
             d_scale = d_scale - part
         if b is not None:
             d_scale = d_scale - moments[0] * b.to(moments.dtype)
-        d_scale = (d_scale / scale).to(scale.dtype)
+        d_scale = (d_scale / _nonzero(scale)).to(scale.dtype)
 
     if needs_x or needs_pre:
         adjoint = _arguments(conv.adjoint(*_image_size(x), _kernel_size(w)))
@@ -457,19 +482,19 @@ def _composed_backward(ctx, dy, needs):
         if needs_x or needs_pre:
             dxs = _input_gradient(du, w, x.shape, conv, backend)
             if needs_pre:
-                d_pre = (dxs * x).sum([2, 3], dtype=pre.dtype)
+                d_pre = _Dot.apply(dxs, x, backend).to(pre.dtype)
             if needs_x:
                 dx = dxs if pre is None else _scaled(dxs, pre)
     if needs_scale:
         # y is this node's own output: what the sum owes to x, w and the rest flows through it.
         kept = Masked.apply(dy, mask, 1, ctx.stride, 1.0, 1.0, False, backend)[0]
-        d_scale = (kept * y).sum([2, 3], dtype=scale.dtype)
+        d_scale = _Dot.apply(kept, y, backend).to(scale.dtype)
         if noise is not None:
             part = (dv * noise).sum([2, 3], dtype=scale.dtype)
             d_scale = d_scale - (part if strength is None else part * strength)
         if b is not None:
             d_scale = d_scale - dv.sum([2, 3], dtype=scale.dtype) * b
-        d_scale = d_scale / scale
+        d_scale = d_scale / _nonzero(scale)
     if needs_noise or needs_strength:
         image = dv.sum(1, keepdim=True, dtype=noise.dtype)
         if needs_noise:
@@ -496,7 +521,7 @@ def _run(
 def conv2d(x: torch.Tensor, w: torch.Tensor, conv: Fir, backend: str) -> torch.Tensor:
     """C(x; w) on a kernel backend. Arguments are validated by the callers."""
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-        return _Conv2d.apply(x, w, conv, backend)
+        return _Conv2d.apply(x, w, conv, backend, True)
     return linear_op(x, w, None, *_arguments(conv), backend)
 
 

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import as_int, autocast_enabled, check_device, check_same, check_tensor
+from .._checks import (
+    as_int,
+    autocast_enabled,
+    check_device,
+    check_number,
+    check_same,
+    check_tensor,
+)
 from ..activations import activation
 from ..backends import select
 from ..reference.bias_act import Epilogue
@@ -106,8 +113,16 @@ def conv2d_bias_act(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """y = bias_act(conv2d_resample(x, w, ...), b, act, alpha, gain, clamp) as one op."""
+    """y = bias_act(conv2d_resample(x, w, ...), b, act, alpha, gain, clamp) as one op: a layer of D.
+
+    b: `[O]` or None, of any floating dtype. Everything else, the errors too, as in
+    `conv2d_resample` and `bias_act`; gradients of second order, of any order where act is linear on
+    each side of 0.
+    """
     up, down, _, sides = _checked(x, w, f, up, down, padding, 1)
+    alpha, gain, clamp = check_constants(alpha, gain, clamp)
+    if b is not None:
+        check_operand("b", b, x, (w.shape[0],))
     end = Epilogue(b=b, act=activation(act).name, alpha=alpha, gain=gain, clamp=clamp)
     name = select("conv2d_resample", x, backend)
     w = skippable(w)
@@ -175,6 +190,28 @@ def _check_channels(x: torch.Tensor, w: torch.Tensor, groups: int) -> None:
             f"w must be [O, I / groups, kh, kw] with I = {x.shape[1]} channels of x, {groups=} and "
             f"O a multiple of groups, got w.shape={tuple(w.shape)}"
         )
+
+
+def check_operand(name: str, t: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """t is a floating-point tensor of this shape on x's device."""
+    check_tensor(name, t)
+    if t.shape != shape:
+        raise ValueError(
+            f"{name} must have the shape {shape} for x.shape={tuple(x.shape)}, "
+            f"got {name}.shape={tuple(t.shape)}"
+        )
+    check_device(name, t, x)
+
+
+def check_constants(
+    alpha: float | None, gain: float | None, clamp: float | None
+) -> tuple[float | None, float | None, float | None]:
+    """The numbers of an activation."""
+    return (
+        None if alpha is None else check_number("alpha", alpha),
+        None if gain is None else check_number("gain", gain),
+        None if clamp is None else check_number("clamp", clamp, minimum=0),
+    )
 
 
 def check_resampled_size(x, w, f, up, down, padding) -> tuple[int, int]:

@@ -270,8 +270,8 @@ class _Curvature(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *cotangents):
         raise NotImplementedError(
-            "bias_act with a curved activation supports second-order gradients; for a third "
-            "derivative use backend='reference'"
+            "a curved activation supports second-order gradients; for a third derivative use "
+            "backend='reference'"
         )
 
 

@@ -67,6 +67,10 @@ def coefficients(
                 weight = _divided(weight, largest * fan_in**0.5)
                 before = _divided(before, before.detach().abs().amax(1, keepdim=True))
             after = demodulation(weight, before)
+    elif guarded:
+        largest = before.detach().abs().amax(1, keepdim=True)
+        before = _divided(before, largest)
+        after = torch.where(largest > 0, largest, 1).expand(-1, weight.shape[0])
     if isinstance(input_gain, torch.Tensor):
         input_gain = input_gain.to(dtype)
     if input_gain is not None:
