@@ -43,9 +43,10 @@ def add(name: str, machine: str, entries: dict[str, Any]) -> bool:
     stored[machine] = {**(known if isinstance(known, dict) else {}), **entries}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as file:
-            json.dump(stored, file, indent=1, sort_keys=True)
-        os.replace(file.name, target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            written = Path(folder, name)
+            written.write_text(json.dumps(stored, indent=1, sort_keys=True))
+            os.replace(written, target)
     except OSError:
         return False
     return True

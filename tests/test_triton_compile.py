@@ -229,7 +229,8 @@ BLOCKS = {  # shape of x, channels of y
 CONVS = {
     "conv 4x4": (("sm_90",), conv_forward, 0, *BLOCKS["4x4"], *SAME),
     "conv 4x4, the sum": (("sm_90", "gfx942"), conv_sum, 0, *BLOCKS["4x4"], *SAME),
-    "conv 64x64": (("sm_80", "sm_90", "gfx942"), conv_forward, 0, *BLOCKS["64x64"], *SAME),
+    "conv 64x64": (("sm_80", "sm_90"), conv_forward, 0, *BLOCKS["64x64"], *SAME),
+    "conv 64x64, on AMD": (("gfx942",), conv_forward, 1, *BLOCKS["64x64"], *SAME),
     "conv 512x512": (("sm_80",), PER_SAMPLE, 0, *BLOCKS["512x512"], *SAME),
     "conv 1024x1024": (("sm_80", "gfx942"), PER_SAMPLE, 0, *BLOCKS["1024x1024"], *SAME),
     "conv down2": (("sm_90",), conv_forward, 0, *BLOCKS["256x256"], *DOWN),

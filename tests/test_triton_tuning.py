@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from stylegan_fast import _env
+from stylegan_fast import _env, _store
 from stylegan_fast.kernels import tuning
 
 
@@ -103,7 +103,7 @@ def test_a_failed_write_leaves_what_was_there(measured, monkeypatch, tmp_path):
     def no_space(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tuning.os, "replace", no_space)
+    monkeypatch.setattr(_store.os, "replace", no_space)
     choose(measured, ("another", 2))
     folder = tmp_path / "cache"
     assert json.loads((folder / "triton.json").read_text()) == {"GPU 0": {"a class": [256, 32]}}
