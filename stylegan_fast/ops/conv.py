@@ -485,12 +485,17 @@ def _composed_backward(ctx, dy, needs):
                 d_pre = _Dot.apply(dxs, x, backend).to(pre.dtype)
             if needs_x:
                 dx = dxs if pre is None else _scaled(dxs, pre)
-    if needs_scale:
-        # y is this node's own output: what the sum owes to x, w and the rest flows through it.
+    if needs_scale and needs_noise:
+        u = _Conv2d.apply(x if pre is None else _scaled(x, pre), w, conv, backend, True)
+        u = u if fir is None else fir_ops.linear(u, f, fir, backend)
+        d_scale = _Dot.apply(dv, u, backend).to(scale.dtype)
+    elif needs_scale:
+        # y is this node's own output: what the sum owes to x, w and the rest flows through it. What
+        # it owes to b and strength cancels, up to rounding; that of every pixel of noise would, too.
         kept = Masked.apply(dy, mask, 1, ctx.stride, 1.0, 1.0, False, backend)[0]
         d_scale = _Dot.apply(kept, y, backend).to(scale.dtype)
         if noise is not None:
-            part = (dv * noise).sum([2, 3], dtype=scale.dtype)
+            part = _Dot.apply(dv, noise.to(dv.dtype).expand_as(dv), backend).to(scale.dtype)
             d_scale = d_scale - (part if strength is None else part * strength)
         if b is not None:
             d_scale = d_scale - dv.sum([2, 3], dtype=scale.dtype) * b
