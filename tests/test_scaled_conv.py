@@ -424,3 +424,68 @@ def test_huge_styles_stay_finite_in_float16(backend, device):
         *(t.detach().double() for t in (x, weight, styles)), padding=1, act="lrelu"
     )
     assert relative_error(y, wide) < 2e-3
+
+
+@pytest.mark.parametrize("up", [1, 2])
+def test_zero_styles_have_a_finite_recorded_gradient_in_float16(up, device):
+    """d is then 1e4, and products of 16 bits with it have to be summed in 32."""
+    x = (10 * randn(2, 32, 16, 16)).half().to(device)
+    weight, styles = randn(17, 32, 3, 3, seed=1).float().to(device), torch.zeros(2, 32).to(device)
+    styles.requires_grad_()
+    y = modulated_conv2d(
+        x, weight, styles, up=up, padding=1, resample_filter=FIR.to(device), act="lrelu"
+    )
+    (plain,) = torch.autograd.grad(y.float().sum(), styles, retain_graph=True)
+    (recorded,) = torch.autograd.grad(y.float().sum(), styles, create_graph=True)
+    assert plain.isfinite().all() and plain.abs().max() > 1e3
+    assert relative_error(recorded, plain) < 0.01
+
+
+def test_huge_styles_without_demodulation_in_float16(backend, device):
+    x, weight = torch.full((2, 32, 8, 8), 10.0).half(), torch.full((3, 32, 1, 1), 1e-4)
+    styles = torch.full((2, 32), 1e4, device=device, requires_grad=True)
+    x, weight = x.to(device), weight.to(device)
+    for form in (True, False):
+        y = modulated_conv2d(
+            x, weight, styles, demodulate=False, fused_modconv=form, backend=backend
+        )
+        assert relative_error(y, torch.full_like(y, 320).double()) < 2e-3
+        (gradient,) = torch.autograd.grad(y.float().sum() / 64, styles)
+        assert relative_error(gradient, torch.full_like(gradient, 3e-3).double()) < 5e-3
+
+
+def test_an_energy_that_overflows_has_no_gradient(backend, device):
+    x, weight = randn(2, 8, 5, 6).float().to(device), randn(4, 8, 3, 3, seed=1).float().to(device)
+    styles = torch.full((2, 8), 1e20, device=device, requires_grad=True)
+    y = modulated_conv2d(x, weight.requires_grad_(), styles, padding=1, backend=backend)
+    assert y.isfinite().all()
+    (gradient,) = torch.autograd.grad(y.sum(), styles)
+    assert gradient.isfinite().all()
+
+
+def test_a_cotangent_of_a_weight_is_no_weight(device):
+    """The product of a weight's gradient with a vector is linear in that vector, in a block too."""
+    x, w = randn(2, 3, 5, 6).to(device), randn(4, 3, 3, 3, seed=1).to(device).requires_grad_()
+    v = randn(4, 3, 3, 3, seed=2).to(device).requires_grad_()
+    y = conv2d_bias_act(x, w, padding=1)
+    dy = torch.ones_like(y, requires_grad=True)
+    (gradient,) = torch.autograd.grad(y, w, dy, create_graph=True)
+    (along,) = torch.autograd.grad(gradient, dy, v, create_graph=True)
+    with no_weight_gradients():
+        (actual,) = torch.autograd.grad(along.sum(), v)
+    assert_matches(actual, gradient.detach(), reduction=60)
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    (dict(b=torch.ones(1)), ValueError, r"b must have the shape \(4,\) .* got b\.shape=\(1,\)"),
+    (dict(b=torch.ones(4, device="meta")), ValueError, r"b\.device=meta but x\.device=cpu"),
+    (dict(b=torch.ones(4).long()), TypeError, r"b\.dtype=torch\.int64"),
+    (dict(clamp=-1), ValueError, "clamp must be at least 0, got clamp=-1"),
+    (dict(gain="a"), TypeError, "gain must be a number, got gain='a'"),
+    (dict(alpha=math.nan), ValueError, "alpha must be finite"),
+    (dict(act="gelu"), KeyError, "act='gelu' is unknown"),
+])  # fmt: skip
+def test_errors_of_a_biased_convolution(arguments, error, message):
+    x, w = torch.ones(2, 3, 5, 6), torch.ones(4, 3, 3, 3)
+    with pytest.raises(error, match=message):
+        conv2d_bias_act(x, w, padding=1, **arguments)

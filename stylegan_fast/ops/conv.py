@@ -491,7 +491,7 @@ def _composed_backward(ctx, dy, needs):
         d_scale = _Dot.apply(dv, u, backend).to(scale.dtype)
     elif needs_scale:
         # y is this node's own output: what the sum owes to x, w and the rest flows through it. What
-        # it owes to b and strength cancels, up to rounding; that of every pixel of noise would, too.
+        # it owes to b and strength cancels, up to rounding, as would that of every pixel of noise.
         kept = Masked.apply(dy, mask, 1, ctx.stride, 1.0, 1.0, False, backend)[0]
         d_scale = _Dot.apply(kept, y, backend).to(scale.dtype)
         if noise is not None:
