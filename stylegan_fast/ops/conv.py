@@ -192,23 +192,24 @@ def _with_epilogue(
     x = _dense(x)
     operands = (scale, noise, strength, b)
     constants = (act, alpha, gain, clamp)
-    whole, taps = conv, _kernel_size(w)
-    if fir is not None:
-        whole, taps = _composed_geometry(conv, taps, f, fir)
-    y = _image(x, w.shape[0], whole.output_size(*_image_size(x), taps))
     by_kernel = fir is None or _is_one_convolution(conv, _kernel_size(w), fir)
-    by_kernel = by_kernel and (fir_ops.whole_units(y) or not save_mask)
-    by_kernel = by_kernel and _own_kernel(FORWARD, x, w.shape[0], taps, whole, backend)
+    if by_kernel:
+        whole, taps = conv, _kernel_size(w)
+        if fir is not None:
+            whole, taps = _composed_geometry(conv, taps, f, fir)
+        y = _image(x, w.shape[0], whole.output_size(*_image_size(x), taps))
+        by_kernel = fir_ops.whole_units(y) or not save_mask
+        by_kernel = by_kernel and _own_kernel(FORWARD, x, w.shape[0], taps, whole, backend)
     if fir is not None and not by_kernel:
         u = _linear(x, w, pre, up, down, padding, correlate, backend)
         return fir_ops.with_epilogue(
             u, f, *fir.arguments(), *operands, None, *constants, save_mask, backend
         )
 
-    if by_kernel:
-        w = w if fir is None else _composed_weight(w, conv, f, fir)
-    else:
+    if not by_kernel:
         y = _by_pytorch(x, w, conv, pre)
+    elif fir is not None:
+        w = _composed_weight(w, conv, f, fir)
     mask = x.new_empty(mask_size(y.numel()) if save_mask else 0, dtype=torch.uint8)
     if not y.numel():
         return y, mask
