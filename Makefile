@@ -6,7 +6,7 @@ install:
 	$(PYTHON) -m pip install -e ".[dev]" && $(PYTHON) -m stylegan_fast info
 
 test:
-	pytest --benchmark-disable -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 pytest --benchmark-disable -n 2 --dist loadgroup
 
 bench:
 	$(PYTHON) -m stylegan_fast bench

@@ -12,6 +12,23 @@ import torch
 
 from stylegan_fast import backends
 
+TOGETHER = (
+    "test_packaging",
+    "test_cuda_sources",
+    "test_cpu_sources",
+    "test_triton_compile",
+    "test_benchmarks",
+)
+"""Files whose tests share what takes long to make: one worker of pytest-xdist runs all of one. They
+come first, so that no worker is left alone with them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.path.stem not in TOGETHER)
+
 
 @pytest.fixture
 def device() -> torch.device:
