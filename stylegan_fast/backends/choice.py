@@ -80,7 +80,8 @@ def own_kernel(name: str, backend: ModuleType, call: ConvClass, device: torch.de
         forced = _forced.get(key) or _forced.get(None)
         if forced is not None:
             return forced == KERNEL
-    measured = table(device).get(call.key(name))
+    known = table(device)
+    measured = known.get(call.key(name)) if known else None
     return backend.conv2d_preferred(call) if measured is None else measured == KERNEL
 
 
