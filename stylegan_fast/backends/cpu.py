@@ -215,10 +215,11 @@ def conv2d_refusal(call: ConvClass) -> str | None:
 
 
 def conv2d_preferred(call: ConvClass) -> bool:
-    """Measured on two cores of Zen 4 beside oneDNN: 2 to 4 times as fast, but for a few tiles, whose
-    transformed weights are 4 times as much to read as the weights, and for few taps or channels. The
-    gradient of the weight follows, of narrow layers not yet measured on an idle machine; nor are the
-    limits with up=2, where the four times larger kernel has to fit the caches."""
+    """Measured on two cores of Zen 4 beside oneDNN: 2 to 4 times as fast, but for a few tiles,
+    whose transformed weights are 4 times as much to read as the weights, and for few taps or
+    channels. The gradient of the weight follows, of narrow layers not yet measured on an idle
+    machine; nor are the limits with up=2, where the four times larger kernel has to fit the caches.
+    """
     taps, channels = min(call.kernel_x, call.kernel_y), (call.in_channels, call.out_channels)
     tiles = call.samples * -(-call.height // 4) * -(-call.width // 4)
     if taps < 3 or tiles < 16 or min(channels) < 16:
