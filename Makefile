@@ -1,12 +1,15 @@
 PYTHON ?= python
 
-.PHONY: install test bench lint gpu info check clean
+.PHONY: install test test-all bench lint gpu info check clean
 
 install:
 	$(PYTHON) -m pip install -e ".[dev]" && $(PYTHON) -m stylegan_fast info
 
 test:
 	OMP_NUM_THREADS=1 pytest --benchmark-disable -n 2 --dist loadgroup
+
+test-all:
+	OMP_NUM_THREADS=1 pytest --benchmark-disable -n 2 --dist loadgroup -m ''
 
 bench:
 	$(PYTHON) -m stylegan_fast bench

@@ -43,17 +43,15 @@ def widest_level():
     return module.simd_level() if module else "baseline"
 
 
-LEVELS = {
-    "conv2d": {widest_level()},  # it takes a minute to compile; baseline runs on arm64 below
-    "epilogue": {"baseline", widest_level()},
-    "upfirdn2d": {"baseline", widest_level()},
-}
+LEVELS = [
+    pytest.param(level, marks=pytest.mark.exhaustive if level != "baseline" else ())
+    for level in sorted({"baseline", widest_level()})
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family, level", [(family, level) for family in FAMILIES for level in sorted(LEVELS[family])]
-)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_under_the_sanitizers(family, level, tmp_path):
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:

@@ -7,12 +7,12 @@ results are compared with a plain evaluation.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,10 @@ CUDA = ROOT / "csrc" / "cuda"
 KERNELS = {"epilogue": 70, "upfirdn2d": 66}
 SUMS = 13  # of the epilogue's kernels, upfirdn2d launches those that only add up d(v)
 HARNESS = ROOT / "tests" / "cuda_on_cpu"
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
+ARCHITECTURES = [
+    "sm_90",
+    *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("sm_80", "sm_100", "sm_120")),
+]
 SANITIZERS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-fsanitize=thread",),
@@ -86,11 +89,15 @@ def nvcc() -> str:
 
 
 @pytest.fixture(scope="module")
-def cubins(nvcc, tmp_path_factory) -> dict[tuple[str, str], Cubin]:
+def cubin(nvcc, tmp_path_factory):
+    """A function that compiles a source for an architecture, once."""
     folder = tmp_path_factory.mktemp("cubins")
     known = run(nvcc, "--list-gpu-code").split()
 
+    @functools.cache
     def compiled(source: str, architecture: str) -> Cubin:
+        if architecture not in known:
+            pytest.skip(f"this nvcc does not know {architecture}")
         path = folder / f"{source}_{architecture}.cubin"
         options = ("-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v", "-Werror",
                    "all-warnings", "-I", ROOT / "csrc")  # fmt: skip
@@ -110,22 +117,13 @@ def cubins(nvcc, tmp_path_factory) -> dict[tuple[str, str], Cubin]:
             ],
         )
 
-    with ThreadPoolExecutor(2) as pool:
-        wanted = [
-            (source, architecture)
-            for source in KERNELS
-            for architecture in ARCHITECTURES
-            if architecture in known
-        ]
-        return dict(zip(wanted, pool.map(lambda key: compiled(*key), wanted)))
+    return compiled
 
 
 @pytest.mark.parametrize("source", KERNELS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_fit_registers(cubins, source, architecture):
-    if (source, architecture) not in cubins:
-        pytest.skip(f"this nvcc does not know {architecture}")
-    kernels = cubins[source, architecture].kernels
+def test_kernels_fit_registers(cubin, source, architecture):
+    kernels = cubin(source, architecture).kernels
     assert len(kernels) == KERNELS[source]
     print(f"\nregisters on {architecture}")
     for kernel in sorted(kernels):
@@ -136,7 +134,7 @@ def test_kernels_fit_registers(cubins, source, architecture):
 
 
 @pytest.fixture(scope="module")
-def sass(cubins) -> dict[str, list[tuple[int, str]]]:
+def sass(cubin) -> dict[str, list[tuple[int, str]]]:
     """Address and text of every instruction of every kernel on sm_90."""
     found = importlib.util.find_spec("triton")
     tools = Path(found.origin).parent / "backends" / "nvidia" / "bin" if found else Path()
@@ -145,7 +143,7 @@ def sass(cubins) -> dict[str, list[tuple[int, str]]]:
         pytest.skip("cuobjdump is neither on PATH nor in the triton wheel")
     code = {}
     for source in KERNELS:
-        text = run(cuobjdump, "-sass", cubins[source, "sm_90"].path)
+        text = run(cuobjdump, "-sass", cubin(source, "sm_90").path)
         _, *functions = re.split(r"\n\s*Function : ", text)
         names = demangled([function.split("\n", 1)[0] for function in functions])
         for name, function in zip(names, functions):
@@ -318,6 +316,7 @@ def sources_of(name: str, folder: Path = CUDA) -> list[Path]:
     ],
     ids=["barrier", "halo", "bounds"],
 )
+@pytest.mark.exhaustive
 def test_faults_in_upfirdn2d_are_found(harness, tmp_path, sanitizer, right, wrong, report):
     shutil.copytree(ROOT / "csrc", tmp_path, dirs_exist_ok=True)
     replace(tmp_path / "cuda" / "upfirdn2d.cu", right, wrong)

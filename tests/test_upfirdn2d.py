@@ -611,7 +611,7 @@ def test_threads_agree(f, up, down, nhwc):
     """Large enough to be shared, with sizes that no block divides."""
     if backends.unavailable("cpu") is not None:
         pytest.skip("the cpu backend is not built")
-    x = image(3, 13, 61, 67, dtype=torch.float32)
+    x = image(3, 19, 61, 67, dtype=torch.float32)
     x = x.contiguous(memory_format=NHWC) if nhwc else x
     before = torch.get_num_threads()
     try:

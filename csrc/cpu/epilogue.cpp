@@ -93,10 +93,26 @@ struct Run {
   const int64_t* lanes;  // null, or the number of the sum of each lane
 };
 
+// What is done with a run, called through a pointer, so that what finds the runs is compiled once.
+template <class A>
+class RunBody {
+ public:
+  template <class Body>
+  RunBody(const Body& body)
+      : body_(&body), call_([](const void* body, const Run<A>& run) {
+          (*static_cast<const Body*>(body))(run);
+        }) {}
+  void operator()(const Run<A>& run) const { call_(body_, run); }
+
+ private:
+  const void* body_;
+  void (*call_)(const void*, const Run<A>&);
+};
+
 // Calls body(run) for runs that cover the groups [begin, end) of a buffer of `numel` elements.
-template <class T, class Body>
-void for_each_run(const Operands<T>& o, int64_t numel, int64_t begin, int64_t end, Body&& body) {
-  using A = typename Operands<T>::A;
+template <class T, class A>
+void for_each_run(const Operands<T>& o, int64_t numel, int64_t begin, int64_t end,
+                  RunBody<A> body) {
   const Geometry& g = o.geometry;
   alignas(64) A scale[kGroup], bias[kGroup], noise[kGroup];
   int64_t lanes[kGroup];
@@ -320,14 +336,15 @@ STYLEGAN_FAST_INLINE inline void sum_run(const Sums<T, kSums>& sums, int thread,
 template <class T, class Act>
 void forward(const Epilogue& e, const T* x, T* y, uint8_t* mask, int threads) {
   using V = typename Operands<T>::V;
+  using A = typename V::Scalar;
   const Operands<T> operands(e);
   const int64_t numel = e.geometry.numel();
   const ForwardConstants<V> constants(e);
 
   const auto walk = [&](auto has_affine, auto has_mask, int64_t begin, int64_t end) {
     constexpr bool kAffine = decltype(has_affine)::value;
-    constexpr bool kMask = decltype(has_mask)::value;
-    for_each_run(operands, numel, begin, end, [&](const auto& run) {
+    constexpr bool kMask = decltype(has_mask)::value && !Act::curved;
+    const auto body = [&](const Run<A>& run) {
       const int64_t first = run.first * kGroup;
       const int64_t present = numel - first;
       uint8_t* units = kMask ? mask + run.first * 4 : nullptr;
@@ -338,7 +355,8 @@ void forward(const Epilogue& e, const T* x, T* y, uint8_t* mask, int threads) {
         forward_rest<Act, kAffine, kMask>(constants, run.coefficients, present, x + first,
                                           y + first, units);
       }
-    });
+    };
+    for_each_run(operands, numel, begin, end, RunBody<A>(body));
   };
 
   using Yes = std::true_type;
@@ -360,6 +378,7 @@ void backward(const Epilogue& e, bool sums_by_sample, const T* const (&inputs)[k
               const uint8_t* mask, T* dx, typename Operands<T>::A* const (&out)[kSums], int threads,
               Derivative&& derivative) {
   using V = typename Operands<T>::V;
+  using A = typename V::Scalar;
   const Operands<T> operands(e, sums_by_sample);
   const int64_t numel = e.geometry.numel();
   const int64_t groups = (numel + kGroup - 1) / kGroup;
@@ -390,7 +409,7 @@ void backward(const Epilogue& e, bool sums_by_sample, const T* const (&inputs)[k
       for (int64_t k = 0; k < run.groups; ++k)
         for (int lane = 0; lane < kGroup; lane += V::lanes) step(k, lane);
     };
-    for_each_run(operands, numel, begin, end, [&](const auto& run) {
+    const auto body = [&](const Run<A>& run) {
       if (sum && rows && (since_flush >= kFlush || run.sums != row_sums)) {
         if (since_flush) sums.flush_row(thread, row_sums);
         since_flush = 0;
@@ -414,7 +433,8 @@ void backward(const Epilogue& e, bool sums_by_sample, const T* const (&inputs)[k
         apply(run, in, units, result);
         if (dx) std::memcpy(dx + first, result, present * sizeof(T));
       }
-    });
+    };
+    for_each_run(operands, numel, begin, end, RunBody<A>(body));
     if (since_flush && sum && rows) sums.flush_row(thread, row_sums);
   };
   parallel(groups, threads, [&](int thread, int64_t begin, int64_t end) {

@@ -108,7 +108,7 @@ struct Tail {
     if (!e) return;
     with_activation(e->act, [this](auto act) {
       using Act = decltype(act);
-      apply = mask ? run<Act, true> : run<Act, false>;
+      apply = mask ? run<Act, !Act::curved> : run<Act, false>;
     });
   }
 

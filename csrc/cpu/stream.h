@@ -181,8 +181,10 @@ class Stream {
           const Float here = read(rows[k], at);
           unrolled<N>([&](auto v) STYLEGAN_FAST_INLINE {
             constexpr int tap = k - v * F::down;
-            if constexpr (tap == 0) filtered[v] = across[tap] * here;
-            if constexpr (tap > 0 && tap < F::taps) filtered[v] = filtered[v] + across[tap] * here;
+            // From zero on: of two products a compiler may fuse either, and of one row not that of
+            // the next.
+            if constexpr (tap == 0) filtered[v] = Float(0.0);
+            if constexpr (tap >= 0 && tap < F::taps) filtered[v] = filtered[v] + across[tap] * here;
           });
         });
         return true;
