@@ -31,9 +31,9 @@ def recorded(network: type[Network]) -> type[Network]:
         if type(self) is network:
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
-            self.init_kwargs = _by_name(bound)
+            self.init_kwargs = _by_name(bound)  # type: ignore[assignment]
 
-    network.__init__ = recording_init  # type: ignore[method-assign]
+    network.__init__ = recording_init  # type: ignore[assignment,method-assign]
     NETWORKS[class_path(network)] = network
     return network
 

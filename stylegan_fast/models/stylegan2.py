@@ -177,11 +177,9 @@ class MixedPrecisionBlock(nn.Module):
         half_dtype: torch.dtype | str = torch.float16,
     ) -> None:
         super().__init__()
-        if isinstance(half_dtype, str):
-            half_dtype = HALF_DTYPES.get(half_dtype, half_dtype)
-        check_choice("half_dtype", half_dtype, HALF_DTYPES.values())
+        check_choice("half_dtype", half_dtype, (*HALF_DTYPES.values(), *HALF_DTYPES))
         self.use_fp16 = use_fp16
-        self.half_dtype = half_dtype
+        self.half_dtype = HALF_DTYPES[half_dtype] if isinstance(half_dtype, str) else half_dtype
         self.channels_last = use_fp16 and fp16_channels_last
 
     def working_format(

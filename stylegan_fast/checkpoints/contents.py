@@ -1,0 +1,127 @@
+"""What a checkpoint file holds, in whatever format, and the networks made from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from .. import models  # noqa: F401 - fills NETWORKS
+from ..models._recorded import NETWORKS
+
+_SHOWN = 4
+"""Names of tensors an error message lists."""
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be loaded or written; the message names it and says why."""
+
+
+@dataclass
+class Stored:
+    """A network in a file: its class below stylegan_fast.models, how to make it, its state_dict."""
+
+    path: str
+    init_kwargs: dict[str, Any]
+    state: dict[str, Tensor]
+    notes: list[str] = field(default_factory=list)
+    finish: Callable[[Any], None] | None = None
+    """Called with the network that holds the state."""
+
+    def build(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The network, as its constructor leaves it but for its tensors and their dtype.
+
+        CheckpointError unless the arguments make a network with exactly these tensors, found out
+        before memory is taken for it.
+        """
+        network_class = NETWORKS.get(self.path)
+        if network_class is None:
+            raise CheckpointError(f"{self.path!r} is not one of {', '.join(sorted(NETWORKS))}")
+        _check_depth(self.init_kwargs, len(self.state))
+        try:
+            with torch.device("meta"):
+                skeleton = network_class(**self.init_kwargs)
+        except Exception as error:
+            raise CheckpointError(f"cannot be made from its arguments: {error}") from error
+        _check_same_tensors(self.state, skeleton.state_dict())
+        with torch.random.fork_rng(devices=[]):
+            network = network_class(**self.init_kwargs)
+        network.to(_widest_floating_dtype(self.state))
+        network.load_state_dict(self.state, strict=True)
+        if self.finish is not None:
+            self.finish(network)
+        return network.to(device)
+
+
+@dataclass
+class Contents:
+    """The networks of a file by name (G, D, G_ema where the format has names), and what the file
+    says about itself."""
+
+    layout: str
+    networks: dict[str, Stored]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def _check_depth(arguments: Mapping[str, Any], tensors: int) -> None:
+    """No network is made of more layers than the file has tensors."""
+    for name, value in arguments.items():
+        if isinstance(value, Mapping):
+            _check_depth(value, tensors)
+        elif name in ("num_layers", "n_mlp") and isinstance(value, int) and value > tensors:
+            raise CheckpointError(f"{name}={value} with {tensors} tensors")
+
+
+def _check_same_tensors(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    missing = [name for name in expected if name not in stored]
+    unexpected = [name for name in stored if name not in expected]
+    reshaped = [
+        f"{name} is {list(stored[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in stored and stored[name].shape != tensor.shape
+    ]
+    differences = {"without": missing, "with": unexpected, "where": reshaped}
+    wrong = [f"{what} {_enumerated(names)}" for what, names in differences.items() if names]
+    if wrong:
+        raise CheckpointError(f"not the tensors of this network: {'; '.join(wrong)}")
+
+
+def _enumerated(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _widest_floating_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
+    widest = None
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            widest = torch.promote_types(widest or tensor.dtype, tensor.dtype)
+    return widest or torch.get_default_dtype()
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file open for writing, which takes the place of `path` when the block ends well.
+
+    `path` has its old content or the new one at every moment, also if the process or the machine
+    stops. CheckpointError where it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
