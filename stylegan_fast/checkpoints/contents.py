@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,7 @@ class Stored:
                 skeleton = network_class(**self.init_kwargs)
         except Exception as error:
             raise CheckpointError(f"cannot be made from its arguments: {error}") from error
-        _check_same_tensors(self.state, skeleton.state_dict())
+        check_same_tensors(self.state, skeleton.state_dict())
         with torch.random.fork_rng(devices=[]):
             network = network_class(**self.init_kwargs)
         network.to(_widest_floating_dtype(self.state))
@@ -78,15 +78,24 @@ def _check_depth(arguments: Mapping[str, Any], tensors: int) -> None:
             raise CheckpointError(f"{name}={value} with {tensors} tensors")
 
 
-def _check_same_tensors(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_same_tensors(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless both have the same names, and the same shapes by name."""
+    check_same_names(stored, expected)
+    reshaped = [
+        f"{name} is {list(tensor.shape)} instead of {list(expected[name].shape)}"
+        for name, tensor in stored.items()
+        if tensor.shape != expected[name].shape
+    ]
+    if reshaped:
+        raise CheckpointError(f"not the tensors of this network: {_enumerated(reshaped)}")
+
+
+def check_same_names(stored: Iterable[str], expected: Iterable[str]) -> None:
+    """CheckpointError unless both are the same names."""
+    stored, expected = dict.fromkeys(stored), dict.fromkeys(expected)
     missing = [name for name in expected if name not in stored]
     unexpected = [name for name in stored if name not in expected]
-    reshaped = [
-        f"{name} is {list(stored[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in stored and stored[name].shape != tensor.shape
-    ]
-    differences = {"without": missing, "with": unexpected, "where": reshaped}
+    differences = {"without": missing, "with": unexpected}
     wrong = [f"{what} {_enumerated(names)}" for what, names in differences.items() if names]
     if wrong:
         raise CheckpointError(f"not the tensors of this network: {'; '.join(wrong)}")
