@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from .. import models  # noqa: F401 - fills NETWORKS
 from ..models._recorded import NETWORKS
 
 _SHOWN = 4
@@ -25,7 +24,7 @@ class CheckpointError(ValueError):
 
 @dataclass
 class Stored:
-    """A network in a file: its class below stylegan_fast.models, how to make it, its state_dict."""
+    """A network in a file: its class, of NETWORKS, the constructor's arguments, its state_dict."""
 
     path: str
     init_kwargs: dict[str, Any]
@@ -40,9 +39,7 @@ class Stored:
         CheckpointError unless the arguments make a network with exactly these tensors, found out
         before memory is taken for it.
         """
-        network_class = NETWORKS.get(self.path)
-        if network_class is None:
-            raise CheckpointError(f"{self.path!r} is not one of {', '.join(sorted(NETWORKS))}")
+        network_class = NETWORKS[self.path]
         _check_depth(self.init_kwargs, len(self.state))
         try:
             with torch.device("meta"):

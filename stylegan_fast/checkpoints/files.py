@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from . import native, originals, pickles, state_dicts
-from .contents import CheckpointError, Contents, Stored, atomic_write
+from .contents import CheckpointError, Contents, atomic_write
 
 LAYOUTS = ("ours", *state_dicts.LAYOUTS)
 
@@ -64,18 +64,24 @@ def _summary(value: Any) -> str:
     return f"a {value.name if isinstance(value, pickles.Record) else type(value).__name__}"
 
 
-def _failure(path: Path, error: Exception) -> CheckpointError:
+def _failure(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
     """One printable line, whatever names the file brings into it."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error) or "out of memory"
     reason = "".join(c if c.isprintable() else " " for c in reason[:_LONGEST_REASON])
     return CheckpointError(f"{path} cannot be loaded: {reason}")
 
 
-def _build(path: Path, name: str, stored: Stored, device: torch.device | str) -> nn.Module:
-    try:
-        return stored.build(device)
-    except CheckpointError as error:
-        raise _failure(path, CheckpointError(f"{name}: {error}")) from error
+def build(
+    path: str | os.PathLike[str], contents: Contents, device: torch.device | str = "cpu"
+) -> dict[str, nn.Module]:
+    """The networks of the contents read from `path`."""
+    networks = {}
+    for name, stored in contents.networks.items():
+        try:
+            networks[name] = stored.build(device)
+        except CheckpointError as error:
+            raise _failure(path, CheckpointError(f"{name}: {error}")) from error
+    return networks
 
 
 def load_networks(
@@ -93,18 +99,18 @@ def load_networks(
     """
     if family not in state_dicts.FAMILIES:
         raise ValueError(f"{family=} must be one of {', '.join(state_dicts.FAMILIES)}")
-    networks = read(path, family).networks
-    return {name: _build(Path(path), name, stored, device) for name, stored in networks.items()}
+    return build(path, read(path, family), device)
 
 
 def load_generator(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn.Module:
     """The generator to make images with, G_ema or else G, in evaluation mode and not trainable."""
-    networks = read(path).networks
-    for name in ("G_ema", "G"):
-        if name in networks:
-            network = _build(Path(path), name, networks[name], device)
-            return network.eval().requires_grad_(False)
-    raise CheckpointError(f"{path} holds {', '.join(networks) or 'nothing'}, not G_ema or G")
+    contents = read(path)
+    names = [name for name in ("G_ema", "G") if name in contents.networks]
+    if not names:
+        held = ", ".join(contents.networks) or "nothing"
+        raise CheckpointError(f"{path} holds {held}, but no generator G_ema or G")
+    contents.networks = {names[0]: contents.networks[names[0]]}
+    return build(path, contents, device)[names[0]].eval().requires_grad_(False)
 
 
 def save_as(

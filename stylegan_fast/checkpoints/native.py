@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import models  # noqa: F401 - fills NETWORKS
 from ..models._recorded import NETWORKS, class_path
 from .contents import CheckpointError, Contents, Stored, atomic_write
 
@@ -23,19 +24,19 @@ def save_networks(
     networks: Mapping[str, nn.Module],
     metadata: Mapping[str, Any] = {},
 ) -> None:
-    """Writes the networks, named without a dot, and what JSON can hold of `metadata` to one file.
+    """Writes the networks by name ("G", "D", "G_ema") and the metadata, as JSON, to one file.
 
     The file is replaced as a whole: `path` keeps its old content until the new one is on the disk.
 
     TypeError for a network that is not of a recorded class of stylegan_fast.models, or metadata
-    that JSON cannot hold; ValueError for a name with a dot; CheckpointError where `path` cannot be
-    written.
+    that JSON cannot hold; ValueError for a name that is no identifier; CheckpointError where `path`
+    cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     described = {}
     for name, network in networks.items():
-        if not name or "." in name:
-            raise ValueError(f"a network's name must not be empty or hold a dot, got {name!r}")
+        if not name.isidentifier():
+            raise ValueError(f"a network's name must be an identifier, got {name!r}")
         network_path = class_path(type(network))
         if NETWORKS.get(network_path) is not type(network):
             raise TypeError(f"{name} is a {network_path}, not one of {', '.join(sorted(NETWORKS))}")
@@ -84,10 +85,12 @@ def _contents(header: str, tensors: Mapping[str, Tensor]) -> Contents:
         for key, tensor in tensors.items():
             name, _, inside = key.partition(".")
             states[name][inside] = tensor
-        networks = {
-            name: Stored(network["class"], dict(network["init_kwargs"]), states[name])
-            for name, network in description["networks"].items()
-        }
+        networks = {}
+        for name, network in description["networks"].items():
+            if not name.isidentifier() or network["class"] not in NETWORKS:
+                known = ", ".join(sorted(NETWORKS))
+                raise CheckpointError(f"{name!r} is a {network['class']!r}, not one of {known}")
+            networks[name] = Stored(network["class"], dict(network["init_kwargs"]), states[name])
         return Contents(LAYOUT, networks, dict(description["metadata"]))
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):

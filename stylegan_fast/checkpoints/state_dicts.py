@@ -369,7 +369,7 @@ def save(file: BinaryIO, layout: str, networks: Mapping[str, nn.Module]) -> list
     return notes
 
 
-def _their_state(layout: str, network: nn.Module) -> tuple[State, list[str]]:
+def _their_state(layout: str, network: Any) -> tuple[State, list[str]]:
     """(the network's tensors in this layout, what it cannot hold)"""
     family, _, kind = class_path(type(network)).partition(".")
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
