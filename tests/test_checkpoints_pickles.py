@@ -189,7 +189,11 @@ def test_a_module_saved_by_torch_save(originals, tmp_path):
 @pytest.mark.parametrize(
     "name, prepare, message",
     [
-        ("Generator", lambda g: g.synthesis.add_module("input", nn.Linear(2, 3)), "StyleGAN3"),
+        (
+            "Generator",
+            lambda g: g.synthesis.add_module("input", nn.Linear(2, 3)),
+            "G is a StyleGAN3 generator",
+        ),
         ("TriPlaneGenerator", lambda g: None, "is a TriPlaneGenerator"),
         ("Generator", lambda g: delattr(g.mapping.fc0, "bias"), "without mapping.fc0.bias"),
         (
@@ -222,6 +226,8 @@ def test_other_networks(name, prepare, message, originals, tmp_path):
         (dict(surprise=1), "surprise"),
         (dict(half_dtype=[]), "half_dtype"),
         (dict(architecture=nn.Linear(1, 1)), "was given a Linear"),
+        (dict(architecture=[0] * 300), "given too many values"),
+        (dict(mapping_kwargs=None), "mapping_kwargs that are no dictionary"),
     ],
 )
 def test_malformed_arguments(arguments, message, originals, tmp_path):
@@ -259,7 +265,8 @@ def call(function, *arguments):
     ],
 )
 def test_networks_without_arguments(module, message, tmp_path):
-    network = named(module, "Generator") + b")\x81" + value({"_modules": {}}) + b"b"
+    state = {"_modules": {}, "_parameters": {}, "_buffers": {}}
+    network = named(module, "Generator") + b")\x81" + value(state) + b"b"
     with pytest.raises(CheckpointError, match=message):
         loaded(tmp_path, program(b"}", value("G"), network, b"s"))
 
@@ -347,10 +354,20 @@ def test_malicious_pickle(name, tmp_path, monkeypatch):
 
 
 def test_modules_inside_themselves(tmp_path):
-    module = named("networks", "Generator") + b")\x81q\x63"
-    state = b"}" + value("_modules") + b"}" + value("inner") + b"h\x63ss"
+    meta = {"class_name": "Generator", "state": {"_parameters": {}, "_buffers": {}}}
+    meta["state"] |= {"_init_args": (), "_init_kwargs": TINY_G, "_modules": {"": None}}
+    reconstruct = named("torch_utils.persistence", "_reconstruct_persistent_obj")
+    module = call(reconstruct, value(meta)) + b"q\x63"
+    state = value(meta["state"]) + value("_modules") + b"}" + value("inner") + b"h\x63ss"
     with pytest.raises(CheckpointError, match="too many modules in modules"):
         loaded(tmp_path, program(b"}", value("G"), module, state, b"bs"))
+
+
+def test_the_same_value_in_many_calls(tmp_path):
+    many = value(list(range(1000))) + b"q\x63" + b"0"
+    calls = call(named("builtins", "set"), b"h\x63") * 1000
+    with pytest.raises(CheckpointError, match="uses the same values too often"):
+        loaded(tmp_path, program(many, calls))
 
 
 STORAGE = value(torch.arange(6.0).__reduce_ex__(3)[1][0])
@@ -378,6 +395,8 @@ def test_tensors_lie_in_their_storage():
         (0, (2, 3), (4, 1)),
         (0, (2, 2), (1,)),
         (0, (7,), (0,)),
+        (0, (0, 2**62, 2**62), (1, 1, 1)),
+        (0, (1,) * 9, (1,) * 9),
         (0, (2**31, 2**31), (0, 0)),
         (0, (3, 2**62), (2**62, 1)),
         (-1, (2,), (1,)),
@@ -388,7 +407,9 @@ def test_tensors_lie_in_their_storage():
     ],
 )
 def test_tensors_outside_of_their_storage(geometry):
-    with pytest.raises(CheckpointError, match=r"does not fit into 6|belongs"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit into 6|belongs|cannot be made|sizes and"
+    ):
         rebuilt(*geometry).load()
 
 

@@ -354,6 +354,7 @@ def test_what_is_no_file(tmp_path):
         checkpoints.load_networks(tmp_path / "nowhere")
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # of Python's pickletools
 @pytest.mark.parametrize("zipped", [True, False])
 def test_damaged_files_of_torch_save(zipped, tmp_path):
     """Whatever is cut off or changes: a network or a CheckpointError."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..models._recorded import NETWORKS
 
+_LONGEST_ARGUMENT = 256
 _SHOWN = 4
 """Names of tensors an error message lists."""
 
@@ -40,8 +41,8 @@ class Stored:
         before memory is taken for it.
         """
         network_class = NETWORKS[self.path]
-        _check_depth(self.init_kwargs, len(self.state))
         try:
+            _check_extent("init_kwargs", self.init_kwargs, len(self.state))
             with torch.device("meta"):
                 skeleton = network_class(**self.init_kwargs)
         except Exception as error:
@@ -66,13 +67,18 @@ class Contents:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def _check_depth(arguments: Mapping[str, Any], tensors: int) -> None:
-    """No network is made of more layers than the file has tensors."""
-    for name, value in arguments.items():
-        if isinstance(value, Mapping):
-            _check_depth(value, tensors)
-        elif name in ("num_layers", "n_mlp") and isinstance(value, int) and value > tensors:
-            raise CheckpointError(f"{name}={value} with {tensors} tensors")
+def _check_extent(name: str, value: Any, tensors: int) -> None:
+    """No network has more layers than the file has tensors, or long lists as arguments."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_extent(key, item, tensors)
+    elif isinstance(value, (list, tuple)):
+        if len(value) > _LONGEST_ARGUMENT:
+            raise ValueError(f"{name} has {len(value)} elements")
+        for item in value:
+            _check_extent(name, item, tensors)
+    elif name in ("num_layers", "n_mlp") and isinstance(value, int) and value > tensors:
+        raise ValueError(f"{name}={value} with {tensors} tensors")
 
 
 def check_same_tensors(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

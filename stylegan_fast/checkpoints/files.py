@@ -36,7 +36,8 @@ def read(path: str | os.PathLike[str], family: str = "stylegan2") -> Contents:
             start = file.read(32)
             if start[8:9] == b"{":  # safetensors: after the length of the header
                 return native.read(path)
-            value = _unpickled(start, start + file.read())
+            file.seek(0)
+            value = _unpickled(start, file.read())
         contents = originals.contents(value) or state_dicts.contents(value, family)
         if contents is None:
             raise CheckpointError(f"it holds no network of StyleGAN2, but {_summary(value)}")

@@ -17,7 +17,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ _LARGEST_INTEGER = 2**63
 _MOST_SHARED = 4
 """Times an element of a storage is copied into tensors, apart from a few."""
 _FEW = 1024
+_MOST_DIMENSIONS = 8
 
 
 class Global(NamedTuple):
@@ -83,28 +84,32 @@ class StoredTensor:
         """The tensor, with memory of its own; CheckpointError unless it lies inside its storage,
         or for so many tensors of one storage that they would take much more memory than the file.
         """
-        storage = self.storage
-        elements = math.prod(self.size)
-        reach = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride))
-        fits = elements <= storage.count and (elements == 0 or reach < storage.count)
-        if len(self.size) != len(self.stride) or not fits:
+        storage, size, stride = self.storage, self.size, self.stride
+        if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
+            raise CheckpointError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
+        elements = math.prod(size)
+        reach = self.offset + sum((n - 1) * step for n, step in zip(size, stride))
+        if elements > storage.count or (elements > 0 and reach >= storage.count):
             raise CheckpointError(
-                f"a tensor of {list(self.size)} with strides {list(self.stride)} from element "
-                f"{self.offset} on does not fit into {storage.count} elements"
+                f"a tensor of {list(size)} with strides {list(stride)} from element {self.offset} "
+                f"on does not fit into {storage.count} elements"
             )
-        if elements == 0:
-            return torch.empty(self.size, dtype=storage.dtype)
         storage.taken += elements
         if storage.taken > _MOST_SHARED * storage.count + _FEW:
             raise CheckpointError("too many of its tensors share their memory")
-        view = storage.elements.as_strided(self.size, self.stride, self.offset)
-        return view.clone(memory_format=torch.contiguous_format)
+        try:
+            if elements == 0:
+                return torch.empty(size, dtype=storage.dtype)
+            view = storage.elements.as_strided(size, stride, self.offset)
+            return view.clone(memory_format=torch.contiguous_format)
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise CheckpointError(f"a tensor of {list(size)} cannot be made: {error}") from error
 
 
 def read_pickle(data: bytes) -> Any:
     """What a pickle holds: numbers, strings, tuples, lists, dicts and sets of Python, `Record`,
     `Global` and `StoredTensor`. CheckpointError for anything but a well-formed pickle of these."""
-    return _run(io.BytesIO(data))
+    return _Machine(len(data)).run(io.BytesIO(data))
 
 
 def read_torch_legacy(data: bytes) -> Any:
@@ -113,23 +118,20 @@ def read_torch_legacy(data: bytes) -> Any:
     if not data.startswith(LEGACY_MAGIC):
         raise CheckpointError("a nested file does not begin as those of torch.save do")
     file.seek(len(LEGACY_MAGIC))
-    protocol, system = _run(file), _run(file)
+    protocol, system = (_Machine(len(data)).run(file) for _ in range(2))
     if protocol != 1001 or not isinstance(system, dict) or not system.get("little_endian"):
         raise CheckpointError("it was written by another release of PyTorch or on another machine")
 
-    storages: dict[str, Storage] = {}
     contents: dict[str, bytes] = {}
-
-    def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
-        return storages.setdefault(key, Storage(dtype, count, lambda: contents[key]))
-
-    value = _run(file, storage)
-    for key in _of_type(list, _run(file)):
-        if _of_type(str, key) not in storages:
+    machine = _Machine(len(data), contents.__getitem__)
+    value = machine.run(file)
+    for key in _of_type(list, _Machine(len(data)).run(file)):
+        storage = machine.storages.get(_of_type(str, key))
+        if storage is None:
             raise CheckpointError("its tensors are damaged")
         count = int.from_bytes(file.read(8), "little")
-        contents[key] = file.read(min(count, len(data)) * storages[key].dtype.itemsize)
-    if contents.keys() != storages.keys():
+        contents[key] = file.read(min(count, len(data)) * storage.dtype.itemsize)
+    if contents.keys() != machine.storages.keys():
         raise CheckpointError("its tensors are incomplete")
     return value
 
@@ -150,10 +152,8 @@ def read_torch_zip(data: bytes) -> Any:
         ):
             raise CheckpointError("it was written on a big-endian machine")
 
-        def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
-            return Storage(dtype, count, lambda: _uncompressed(archive, f"{folder}data/{key}"))
-
-        return _run(io.BytesIO(_uncompressed(archive, name)), storage)
+        machine = _Machine(len(data), lambda key: _uncompressed(archive, f"{folder}data/{key}"))
+        return machine.run(io.BytesIO(_uncompressed(archive, name)))
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"it is damaged or incomplete: {error}") from error
 
@@ -169,14 +169,30 @@ def _uncompressed(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 class _Machine:
-    """The stack, the marks on it and the memo of a pickle being read."""
+    """The stack, the marks on it and the memo of a pickle in a file of `length` bytes. `read` gets
+    the bytes of a storage of the file, if it has storages outside of the pickle."""
 
-    def __init__(self, storage: Callable[[torch.dtype, str, int], Storage] | None) -> None:
-        self.storage = storage
+    def __init__(self, length: int, read: Callable[[str], bytes] | None = None) -> None:
+        self.read = read
+        self.storages: dict[str, Storage] = {}
+        self.nested: dict[int, tuple[bytes, Storage]] = {}
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.nested: dict[int, tuple[bytes, Storage]] = {}
+        self.budget = _MOST_SHARED * length + _FEW
+
+    def run(self, file: BinaryIO) -> Any:
+        """The value of the pickle that begins here; the file is left at its end."""
+        try:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "STOP":
+                    return self.stack.pop()
+                self.step(opcode.name, argument)
+            raise CheckpointError("it is incomplete")
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever malformed bytes lead to
+            raise CheckpointError(f"it is a damaged or incomplete pickle: {error}") from error
 
     def to_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marked.pop()
@@ -268,6 +284,10 @@ class _Machine:
                 raise CheckpointError(f"it has the instruction {opcode}, which no checkpoint needs")
 
     def call(self, function: Global, arguments: tuple[Any, ...]) -> Any:
+        # What a call copies has been read before, but the same value may be given to many calls.
+        self.budget -= sum(len(a) for a in arguments if isinstance(a, (str, bytes, list, dict)))
+        if self.budget < 0:
+            raise CheckpointError("it uses the same values too often")
         if function == _NESTED:
             return self.nested_storage(*arguments)
         if function in _CALLS:
@@ -276,7 +296,7 @@ class _Machine:
 
     def nested_storage(self, data: Any) -> Storage:
         """The storage in the bytes of another file. (Files in such files could be many.)"""
-        if self.storage is not None:
+        if self.read is not None:
             raise CheckpointError("it nests files in files")
         if id(data) not in self.nested:
             storage = _of_type(Storage, read_torch_legacy(_of_type(bytes, data)))
@@ -285,27 +305,13 @@ class _Machine:
 
     def persistent(self, identity: tuple[Any, ...]) -> Storage:
         kind, storage_type, key, _, count, *view = identity
-        if self.storage is None or kind != "storage" or any(view):
+        if self.read is None or kind != "storage" or any(view):
             raise CheckpointError("it refers to something outside of it")
         dtype = _STORAGES.get(_of_type(Global, storage_type))
         if dtype is None:
             raise CheckpointError(f"it holds a {storage_type}, which is no storage of numbers")
-        return self.storage(dtype, _of_type(str, key), _natural(count))
-
-
-def _run(file: BinaryIO, storage: Callable[..., Storage] | None = None) -> Any:
-    """The value of the pickle that begins here; the file is left at its end."""
-    machine = _Machine(storage)
-    try:
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "STOP":
-                return machine.stack.pop()
-            machine.step(opcode.name, argument)
-        raise CheckpointError("it is incomplete")
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever malformed bytes lead to
-        raise CheckpointError(f"it is a damaged or incomplete pickle: {error}") from error
+        storage = Storage(dtype, _natural(count), partial(self.read, _of_type(str, key)))
+        return self.storages.setdefault(key, storage)
 
 
 def _of_type(kind: type, value: Any) -> Any:

@@ -232,7 +232,7 @@ def contents(value: Any, family: str) -> Contents | None:
         layout, network = _kind(entries)
         if network != ("Discriminator" if name == "D" else "Generator"):
             continue
-        state = {key: t.load() for key, t in entries.items() if isinstance(t, StoredTensor)}
+        state = {str(key): t.load() for key, t in entries.items() if isinstance(t, StoredTensor)}
         plan = Plan.of(network, state)
         state = _rosinality_state(plan, layout, state)
         if family == "rosinality":
@@ -264,11 +264,11 @@ def _rosinality_state(plan: Plan, layout: str, state: State) -> State:
 def _taps(plan: Plan, state: State) -> tuple[Tensor, Any]:
     """The resampling filter, and as an argument of a constructor."""
     standard = setup_filter(_STANDARD_FILTER)
-    kernels = [state[name] / plan.kernel_gain for name in plan.kernels()] or [standard]
+    kernels = [state[name].float() / plan.kernel_gain for name in plan.kernels()] or [standard]
     first = kernels[0]
     if any(not torch.equal(kernel, first) for kernel in kernels):
         raise CheckpointError("its layers have different filters")
-    if first.shape == standard.shape and torch.allclose(first.float(), standard, rtol=1e-5):
+    if first.shape == standard.shape and torch.allclose(first, standard, rtol=1e-5):
         return first, list(_STANDARD_FILTER)
     return first, first.tolist()
 
