@@ -324,6 +324,10 @@ FILES = {
         zip_file({"x/data.pkl": b"\0" * 10**6}, zipfile.ZIP_DEFLATED),
         "compressed or overlapping",
     ),
+    "name in no encoding": (
+        zip_file({"\xe9/data.pkl": b"N."}).replace(b"\xc3\xa9", b"\xff\xff"),
+        "damaged or incomplete zip file",
+    ),
     "big endian": (zip_file({"x/data.pkl": b"N.", "x/byteorder": b"big"}), "big-endian"),
     "other state_dict": (
         saved({"conv.weight": torch.zeros(2)}),

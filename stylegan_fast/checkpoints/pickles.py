@@ -138,34 +138,28 @@ def read_torch_legacy(data: bytes) -> Any:
 
 def read_torch_zip(data: bytes) -> Any:
     """What torch.save writes since version 1.6."""
+    archive = _well_formed(zipfile.ZipFile, io.BytesIO(data))
+    if sum(member.file_size for member in archive.infolist()) > len(data):
+        raise CheckpointError("it is a zip file with compressed or overlapping members")
+    names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(names) != 1:
+        raise CheckpointError("it is a zip file, but not one of torch.save")
+    folder = names[0].removesuffix("data.pkl")
+
+    def read(name: str) -> bytes:
+        return _well_formed(archive.read, f"{folder}{name}")
+
+    if f"{folder}byteorder" in archive.namelist() and read("byteorder") != b"little":
+        raise CheckpointError("it was written on a big-endian machine")
+    machine = _Machine(len(data), lambda key: read(f"data/{key}"))
+    return machine.run(io.BytesIO(read("data.pkl")))
+
+
+def _well_formed(read: Callable[[Any], Any], argument: Any) -> Any:
     try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-        if sum(member.file_size for member in archive.infolist()) > len(data):
-            raise CheckpointError("it is a zip file with compressed or overlapping members")
-        names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if len(names) != 1:
-            raise CheckpointError("it is a zip file, but not one of torch.save")
-        (name,) = names
-        folder = name.removesuffix("data.pkl")
-        if f"{folder}byteorder" in archive.namelist() and (
-            _uncompressed(archive, f"{folder}byteorder") != b"little"
-        ):
-            raise CheckpointError("it was written on a big-endian machine")
-
-        machine = _Machine(len(data), lambda key: _uncompressed(archive, f"{folder}data/{key}"))
-        return machine.run(io.BytesIO(_uncompressed(archive, name)))
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(f"it is damaged or incomplete: {error}") from error
-
-
-def _uncompressed(archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        member = archive.getinfo(name)
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(f"its member {name!r} is compressed, which torch.save never does")
-        return archive.read(member)
-    except (KeyError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"it is damaged or incomplete: {error}") from error
+        return read(argument)
+    except Exception as error:  # whatever malformed bytes lead to
+        raise CheckpointError(f"it is a damaged or incomplete zip file: {error}") from error
 
 
 class _Machine:
