@@ -288,7 +288,7 @@ def edited(theirs, change):
         (lambda s: s["to_rgbs.1.upsample.kernel"].mul_(2), "have different filters"),
         (
             lambda s: s.update({f"to_rgbs.{k}.bias": torch.zeros(2) for k in range(99)}),
-            "a Generator of 99 blocks",
+            "a network of 99 blocks",
         ),
     ],
 )
