@@ -13,6 +13,7 @@ from . import __version__, backends
 COMMANDS = {
     "info": ("stylegan_fast.info", "versions, devices, what each backend can run here and why not"),
     "check": ("stylegan_fast.check", "compare every op with its definition on this machine"),
+    "convert": ("stylegan_fast.checkpoints.convert", "convert checkpoints, or show what one holds"),
     "bench": ("stylegan_fast.benchmarks", "time the ops beside PyTorch's and other formulations"),
 }
 """Modules with add_arguments(parser) and run(arguments) -> exit status, imported when called."""

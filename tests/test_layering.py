@@ -31,6 +31,7 @@ LAYERS = (
     "ops",
     "layers",
     "models",
+    "checkpoints",
     "training",
     "swap",
     PACKAGE,

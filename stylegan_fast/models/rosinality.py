@@ -26,6 +26,7 @@ from ..layers import (
 )
 from ..layers.checks import check_resolution, check_shape
 from ..layers.rosinality import Filter
+from ._recorded import recorded
 
 
 def _resolutions(size: int) -> list[int]:
@@ -38,6 +39,7 @@ def _channels(resolution: int, multiplier: int) -> int:
     return 512 if resolution <= 32 else 16384 * multiplier // resolution
 
 
+@recorded
 class Generator(nn.Module):
     """image = to_rgbs(… to_rgb1(conv1(input, w), w) …, w), w = style(z).
 
@@ -165,6 +167,7 @@ class Generator(nn.Module):
         return self.style(input)
 
 
+@recorded
 class Discriminator(nn.Module):
     """logits = final_linear(final_conv(minibatch_std(convs(input)))): a 1×1 ConvLayer, then one
     ResBlock per resolution from `size` down to 8. Channels as in `Generator`.

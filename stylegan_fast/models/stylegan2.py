@@ -35,8 +35,10 @@ from ..layers.checks import check_choice, check_resolution, check_shape
 from ..layers.linear import normalize_2nd_moment
 from ..ops import downsample2d, setup_filter, upsample2d
 from ..ops.upfirdn2d import upsample2d_add
+from ._recorded import recorded
 
 ARCHITECTURES = ("orig", "skip", "resnet")
+HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 Filter = Sequence[float] | Tensor | None
 
 
@@ -159,7 +161,8 @@ class MappingNetwork(nn.Module):
 class MixedPrecisionBlock(nn.Module):
     """A block that works in 16 bits where it is asked to.
 
-    With use_fp16 the block works in half_dtype, in channels_last memory where fp16_channels_last.
+    With use_fp16 the block works in half_dtype, torch.float16 or torch.bfloat16 or the name of one
+    of them, in channels_last memory where fp16_channels_last.
     force_fp32 = None means 16 bits on CUDA only, as in the later release of the originals; True
     means never, False on every device.
     """
@@ -168,12 +171,15 @@ class MixedPrecisionBlock(nn.Module):
     resample_filter: Tensor
 
     def __init__(
-        self, use_fp16: bool, fp16_channels_last: bool, half_dtype: torch.dtype = torch.float16
+        self,
+        use_fp16: bool,
+        fp16_channels_last: bool,
+        half_dtype: torch.dtype | str = torch.float16,
     ) -> None:
         super().__init__()
-        check_choice("half_dtype", half_dtype, (torch.float16, torch.bfloat16))
+        check_choice("half_dtype", half_dtype, (*HALF_DTYPES.values(), *HALF_DTYPES))
         self.use_fp16 = use_fp16
-        self.half_dtype = half_dtype
+        self.half_dtype = HALF_DTYPES[half_dtype] if isinstance(half_dtype, str) else half_dtype
         self.channels_last = use_fp16 and fp16_channels_last
 
     def working_format(
@@ -230,7 +236,7 @@ class SynthesisBlock(MixedPrecisionBlock):
         use_fp16: bool = False,
         fp16_channels_last: bool = False,
         fused_modconv_default: bool | str | None = None,
-        half_dtype: torch.dtype = torch.float16,
+        half_dtype: torch.dtype | str = torch.float16,
         **layer_kwargs: Any,
     ) -> None:
         super().__init__(use_fp16, fp16_channels_last, half_dtype)
@@ -406,6 +412,7 @@ class SynthesisNetwork(nn.Module):
         )
 
 
+@recorded
 class Generator(nn.Module):
     """img = synthesis(mapping(z, c)).
 
@@ -492,7 +499,7 @@ class DiscriminatorBlock(MixedPrecisionBlock):
         use_fp16: bool = False,
         fp16_channels_last: bool = False,
         freeze_layers: int = 0,
-        half_dtype: torch.dtype = torch.float16,
+        half_dtype: torch.dtype | str = torch.float16,
     ) -> None:
         super().__init__(use_fp16, fp16_channels_last, half_dtype)
         check_choice("architecture", architecture, ARCHITECTURES)
@@ -624,6 +631,7 @@ class DiscriminatorEpilogue(nn.Module):
         return f"resolution={self.resolution}, architecture={self.architecture!r}"
 
 
+@recorded
 class Discriminator(nn.Module):
     """logits = b4(b_8(… b_res(img))): one `DiscriminatorBlock` per resolution from img_resolution
     down to 8, then the `DiscriminatorEpilogue` b4; with labels, projected on mapping(c).

@@ -1,0 +1,124 @@
+"""The network pickles of the originals' PyTorch releases, built from `models.stylegan2`.
+
+A file is a dictionary of networks. Each carries its own source code, which is left alone, the
+arguments of its constructor and its modules' state. The earlier release (stylegan2-ada-pytorch) has
+the synthesis network's arguments in a dictionary of their own, the later one (stylegan3's copy of
+StyleGAN2) among the others, with other defaults.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ..models import stylegan2
+from .contents import CheckpointError, Contents, Stored
+from .pickles import Record, StoredTensor
+
+LAYOUT = "network pickle of the originals"
+
+_CLASSES = {"Generator": stylegan2.Generator, "Discriminator": stylegan2.Discriminator}
+_MOST_ARGUMENTS = 256
+_MOST_MODULES = 20_000
+_DEEPEST = 32
+
+
+def contents(value: Any) -> Contents | None:
+    """The networks of a file, or None if it holds no modules."""
+    if isinstance(value, Record):
+        value = {"D" if value.name == "Discriminator" else "G": value}
+    if not isinstance(value, dict):
+        return None
+    modules = {name: value[name] for name in ("G", "D", "G_ema") if is_module(value.get(name))}
+    for name, module in modules.items():
+        _check_class(name, module)
+    earlier = any(_is_of_earlier_release(module) for module in modules.values())
+    networks = {name: _stored(module, earlier) for name, module in modules.items()}
+    return Contents(LAYOUT, networks) if networks else None
+
+
+def is_module(value: Any) -> bool:
+    """Whether this is an object with the state of a torch.nn.Module."""
+    state = value.state if isinstance(value, Record) else None
+    parts = ("_modules", "_parameters", "_buffers")
+    return isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in parts)
+
+
+def _check_class(name: str, module: Record) -> None:
+    synthesis = module.state["_modules"].get("synthesis")
+    if is_module(synthesis) and "input" in synthesis.state["_modules"]:
+        raise CheckpointError(f"{name} is a StyleGAN3 generator, which this library does not have")
+    if module.name not in _CLASSES:
+        raise CheckpointError(f"{name} is a {module.name}, which this library does not have")
+
+
+def _is_of_earlier_release(module: Record) -> bool:
+    """Told by a generator: its arguments are nested, or its average moves at the earlier rate."""
+    mapping = module.state["_modules"].get("mapping")
+    beta = mapping.state.get("w_avg_beta") if is_module(mapping) else None
+    return beta == 0.995 or "synthesis_kwargs" in _arguments(module)
+
+
+def _stored(module: Record, earlier: bool) -> Stored:
+    arguments = _arguments(module)
+    arguments.update(arguments.pop("synthesis_kwargs", {}))
+    if not earlier:
+        arguments = {"conv_clamp": 256, "num_fp16_res": 4, **arguments}
+    if module.name == "Generator" and earlier:
+        arguments["mapping_kwargs"] = {"w_avg_beta": 0.995, **arguments.get("mapping_kwargs", {})}
+    elif module.name == "Generator":
+        arguments = {"fused_modconv_default": True, **arguments}
+    notes = [f"constructor of the {'earlier' if earlier else 'later'} release"]
+    return Stored(f"stylegan2.{module.name}", arguments, _tensors(module), notes)
+
+
+def _arguments(module: Record) -> dict[str, Any]:
+    """The constructor's arguments by name. (The name of the seventh of the earlier release's
+    generator is that of our further keyword arguments.)"""
+    given, named = module.state.get("_init_args"), module.state.get("_init_kwargs")
+    if not isinstance(given, (tuple, list)) or not isinstance(named, dict):
+        raise CheckpointError(f"a {module.name} comes without its constructor's arguments")
+    names = inspect.signature(_CLASSES[module.name]).parameters
+    arguments = _plain(dict(zip(names, given)) | named, iter(range(_MOST_ARGUMENTS)))
+    for name in ("mapping_kwargs", "synthesis_kwargs"):
+        if not isinstance(arguments.get(name, {}), dict):
+            raise CheckpointError(f"a {module.name} has {name} that are no dictionary")
+    return arguments
+
+
+def _plain(value: Any, places: Iterator[int]) -> Any:
+    """The value as JSON can hold it, where each value in it takes one of the places."""
+    if next(places, None) is None:
+        raise CheckpointError("a network's constructor was given too many values")
+    if isinstance(value, dict):
+        return {str(key): _plain(item, places) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, places) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    kind = value.name if isinstance(value, Record) else type(value).__name__
+    raise CheckpointError(f"a network's constructor was given a {kind}")
+
+
+def _tensors(module: Record) -> dict[str, Tensor]:
+    """The state_dict of a module."""
+    tensors: dict[str, Tensor] = {}
+    waiting, seen = [("", module)], 0
+    while waiting:
+        prefix, inner = waiting.pop()
+        seen += 1
+        if seen > _MOST_MODULES or prefix.count(".") > _DEEPEST:
+            raise CheckpointError("a network has too many modules in modules")
+        state = inner.state
+        transient = state.get("_non_persistent_buffers_set")
+        transient = transient if isinstance(transient, set) else set()
+        for name, value in (state["_parameters"] | state["_buffers"]).items():
+            if isinstance(value, StoredTensor) and name not in transient:
+                tensors[f"{prefix}{name}"] = value.load()
+        for name, child in state["_modules"].items():
+            if is_module(child):
+                waiting.append((f"{prefix}{name}.", child))
+    return tensors
