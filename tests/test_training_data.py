@@ -112,7 +112,7 @@ def test_mirror_doubles_the_dataset(write):
 
 def test_classes_become_one_hot_and_count_all_labels(write):
     files = {f"{i}.png": pixels(i) for i in range(3)}
-    labels = labels_of(["2.png", 0], ["0.png", 2], ["1.png", 1], ["absent.png", 4])
+    labels = labels_of(["2.png", 0], ["0.png", 2], ["1.png", 1], ["no.png", 4], ["x.png", [1]])
     data = ImageDataset(write({**files, "dataset.json": labels}), labels=True)
     assert data.c_dim == 5
     assert [data[i][1].tolist().index(1) for i in range(3)] == [2, 1, 0]

@@ -59,7 +59,7 @@ class ImageDataset(Dataset):
     resolution: a power of two; images are cropped at the centre and resized (Lanczos). None demands
         images of one size, square, its side a power of two.
     labels: read them from dataset.json, classes as one-hot vectors; without them c_dim is 0.
-    mirror: the images again, mirrored, as items len/2 to len.
+    mirror: append all images again, mirrored.
     on_error: 'raise' a DatasetError that names the file, or 'skip' it with a warning. The headers
         of all files are read here. An image whose pixels turn out to be broken only when they are
         read raises then, or the next good one stands in for it, with the label of that one.
@@ -184,7 +184,8 @@ class ImageDataset(Dataset):
             if array.min() < 0:
                 raise DatasetError(f"{where} has the class {array.min()}")
             # Classes of images that are left out count, so that c_dim does not depend on them.
-            return 1 + max(label for _, label in self._source.labels() or []), array
+            every = (label for _, label in self._source.labels() or [])
+            return 1 + max(label for label in every if isinstance(label, int)), array
         if array.ndim == 2 and array.dtype.kind in "if" and np.isfinite(array).all():
             return array.shape[1], array.astype(np.float32)
         raise DatasetError(

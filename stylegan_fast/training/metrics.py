@@ -29,7 +29,7 @@ class MetricsUnavailableError(RuntimeError):
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """|mean x - mean y|² + tr(A + B - 2 (A B)^½), A and B the covariances of [n, d] and [m, d]."""
-    x, y = _features("x", x), _features("y", y)
+    x, y = _checked("x", x), _checked("y", y)
     a, b = x.T.cov(), y.T.cov()
     values, vectors = torch.linalg.eigh(a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
@@ -44,7 +44,7 @@ def polynomial_mmd(x: Tensor, y: Tensor) -> float:
 
     mean k(x, x') + mean k(y, y') - 2 mean k(x, y) with k(a, b) = (a·b / d + 1)³, x ≠ x', y ≠ y'.
     """
-    x, y = _features("x", x), _features("y", y)
+    x, y = _checked("x", x), _checked("y", y)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / a.shape[1] + 1) ** 3
@@ -166,7 +166,7 @@ def inception(device: torch.device | str = "cpu") -> Features:
     return lambda images: network(images)[0]
 
 
-def _features(name: str, x: Tensor) -> Tensor:
+def _checked(name: str, x: Tensor) -> Tensor:
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"{name} must be at least two rows, got {name}.shape={tuple(x.shape)}")
     return x.double()
