@@ -168,7 +168,7 @@ struct Operand {
     return {depth, odd_lines(round_up(rows, kRows) * round_up(depth, kLanes))};
   }
   static Operand right(int64_t columns, int64_t depth) {
-    return {depth, odd_lines(round_up(columns, kLanes) * depth)};
+    return {depth, odd_lines(round_up(columns, larger(kLanes, kRows)) * depth)};
   }
   // Of the vector of row `row` and numbers [k, k + kLanes) of the sum.
   int64_t left_at(int64_t row, int64_t k) const {
@@ -182,22 +182,23 @@ struct Operand {
 // of the left operand run along the sum, or where it is transposed along the rows.
 template <int vectors, bool transposed = false, bool continued = false>
 void multiply(const float* left, const float* right, int64_t depth, float* to, int64_t row_step) {
-  constexpr int kRowStep = transposed ? 1 : kLanes;
+  constexpr int kColumnStep = transposed ? kLanes : 1;
+  const int64_t vector_step = depth * kLanes;
   Float sums[kRows * vectors];
   unrolled<kRows * vectors>([&](auto s) STYLEGAN_FAST_INLINE {
     const float* before = to + s / vectors * row_step + s % vectors * kLanes;
     sums[s] = continued ? Float::load(before) : Float(0.0);
   });
-  const int64_t vector_step = depth * kLanes;
   for (int64_t rest = depth; rest > 0; rest -= kLanes) {
     const int64_t count = smaller(rest, kLanes);
-    for (int64_t k = 0; k < count; ++k, left += kLanes / kRowStep, right += kLanes) {
+    for (int64_t k = 0; k < count; ++k, left += kColumnStep, right += kLanes) {
       Float b[vectors];
       unrolled<vectors>([&](auto v) STYLEGAN_FAST_INLINE {
         b[v] = Float::load(right + v * vector_step);
       });
       unrolled<kRows>([&](auto r) STYLEGAN_FAST_INLINE {
-        const Float a = broadcast(left[r * kRowStep]);
+        const Float a = broadcast(
+            left[transposed ? r / kLanes * vector_step + r % kLanes : r * kLanes]);
         unrolled<vectors>([&](auto v) STYLEGAN_FAST_INLINE {
           sums[r * vectors + v] = sums[r * vectors + v] + a * b[v];
         });
