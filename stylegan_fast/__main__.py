@@ -14,6 +14,7 @@ COMMANDS = {
     "info": ("stylegan_fast.info", "versions, devices, what each backend can run here and why not"),
     "check": ("stylegan_fast.check", "compare every op with its definition on this machine"),
     "convert": ("stylegan_fast.checkpoints.convert", "convert checkpoints, or show what one holds"),
+    "dataset": ("stylegan_fast.training.dataset", "make a dataset of images, or the example"),
     "bench": ("stylegan_fast.benchmarks", "time the ops beside PyTorch's and other formulations"),
 }
 """Modules with add_arguments(parser) and run(arguments) -> exit status, imported when called."""
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 implementation = importlib.import_module(module)
             except ModuleNotFoundError as error:
-                advice = "pip install 'stylegan_fast[bench]' brings what it needs"
+                extra = "bench" if name == "bench" else "train"
+                advice = f"pip install 'stylegan_fast[{extra}]' brings what it needs"
                 print(f"stylegan_fast: {name} cannot start: {error}; {advice}", file=sys.stderr)
                 return 2
             implementation.add_arguments(command)
