@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch.autograd import grad
 
 import stylegan_fast
+from stylegan_fast import backends
 from stylegan_fast.models.stylegan2 import (
     Discriminator,
     DiscriminatorBlock,
@@ -80,7 +82,14 @@ def assert_equals_recording(name, out, ref):
     assert error <= 1e-5, f"{name}: relative error {error:.1e}"
 
 
+# Whole networks are slow in Triton's interpreter: on a CPU most of them wait for make test-all.
+ON_CPU = os.environ.get("STYLEGAN_FAST_TEST_DEVICE", "cpu") == "cpu"
+TRITON = pytest.param("triton", marks=pytest.mark.exhaustive if ON_CPU else ())
+BACKENDS = [name for name in backends.BACKENDS if name != "triton"]
+
+
 @pytest.mark.parametrize("fused_modconv", [True, False])
+@pytest.mark.parametrize("backend", [*BACKENDS, TRITON], indirect=True)
 def test_generator_equals_the_original(golden, backend, device, fused_modconv):
     config, recorded, generator, _ = golden
     recorded, generator = on(device, recorded), generator.to(device)
@@ -150,6 +159,7 @@ def r1_tolerances(golden):
     }
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, TRITON], indirect=True)
 def test_discriminator_and_r1_equal_the_original(golden, r1_tolerances, backend, device):
     _, recorded, _, discriminator = golden
     recorded, discriminator = on(device, recorded), discriminator.to(device)
