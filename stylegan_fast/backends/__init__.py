@@ -30,6 +30,7 @@ KERNEL_ORDERS = {
     "upfirdn2d": "any order",
     "conv2d_resample": "any order",
     "modulated_conv2d": "2nd order, any for linear, relu, lrelu",
+    "adain": "2nd order, any for linear, relu, lrelu",
 }
 """Ops with kernels of their own on every compiled backend, and the derivatives these support."""
 
@@ -103,6 +104,8 @@ def refusal(name: str, op: str, device_type: str, dtype: torch.dtype) -> str | N
     if reason is None and dtype not in backend.dtypes():
         names = ", ".join(str(known).removeprefix("torch.") for known in backend.dtypes())
         reason = f"it has kernels for {names}, x is {str(dtype).removeprefix('torch.')}"
+    if reason is None and op == "adain" and name != "reference":
+        reason = None if hasattr(backend, "adain_forward") else "it has no kernels of adain yet"
     return reason
 
 
