@@ -8,12 +8,14 @@
 #include "../activations.h"
 #include "common.h"
 #include "levels.h"
+#include "stream.h"
 
 namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
 namespace {
 
 constexpr int kGroup = 16;
 constexpr int64_t kChunk = 128;  // groups; bounds the error of a float accumulator, too
+constexpr int64_t kPastCache = 1 << 20;        // elements of output that caches do not keep
 constexpr int64_t kElementsPerThread = 16384;  // below this a second thread costs more than it saves
 
 // One number for each lane of a group.
@@ -40,9 +42,35 @@ class Column {
  public:
   using V = typename Compute<T>::Vector;
   using A = typename V::Scalar;
-  // u of groups of x and, where there is room for it, d(u) / d(x).
-  using Values = void (*)(const Column&, const T* x, int64_t first, int64_t count, A* u, A* slope);
 
+ private:
+  static constexpr int kVectors = kGroup / V::lanes;
+
+  // Groups one after the other. What is not whole is copied, so that all groups are alike.
+  struct Stretch {
+    int64_t first, count;
+    bool whole;
+  };
+  template <class Number>
+  struct Groups {
+    Number* at;
+    int64_t step;
+    Number* operator()(int64_t k, int vector) const { return at + k * step + vector * V::lanes; }
+  };
+  template <class Number>
+  struct Chunk {
+    alignas(64) Number of[kChunk * kGroup];
+
+    Groups<Number> groups() { return {of, kGroup}; }
+    V operator()(int64_t k, int vector) const {
+      return V::load(of + k * kGroup + vector * V::lanes);
+    }
+  };
+
+  // u of a stretch of x and, where there is room for it, d(u) / d(x).
+  using Values = void (*)(const Column&, const T* x, const Stretch&, A* u, A* slope);
+
+ public:
   static bool planes(const Geometry& g) { return g.inner > 1; }
   static int64_t columns(const Geometry& g) {  // of a sample
     return planes(g) ? g.channels : (g.channels + kGroup - 1) / kGroup;
@@ -81,18 +109,19 @@ class Column {
     Lanes<V> mean, rstd, factor;
     measure(x, eps, mean, rstd);
     for (int lane = 0; lane < kGroup; ++lane) factor.of[lane] = scale_.of[lane] * rstd.of[lane];
-    Chunk u;
-    for_each_chunk([&](int64_t first, int64_t count) {
-      values_(*this, x, first, count, u.of, nullptr);
+    const bool past_cache = leaves_cache(y);
+    Chunk<A> u;
+    Chunk<T> copy;
+    for_each_stretch([&](const Stretch& s) {
+      values_(*this, x, s, u.of, nullptr);
+      const Groups<T> to = s.whole ? groups(y, s) : copy.groups();
       const Lanes<V> local_mean = mean, local_factor = factor, shift = shift_;
-      for (int64_t k = 0; k < count; ++k) {
-        T rest[kGroup];
-        T* const to = write_to(y, first + k, rest);
+      for (int64_t k = 0; k < s.count; ++k)
         for (int i = 0; i < kVectors; ++i)
-          store(to + i * V::lanes, (u(k, i) - local_mean[i]) * local_factor[i] + shift[i]);
-        written(y, first + k, rest);
-      }
+          store(to(k, i), (u(k, i) - local_mean[i]) * local_factor[i] + shift[i], past_cache);
+      if (!s.whole) scatter(copy, s, y);
     });
+    if (past_cache) store_fence();
     put(mean.of, statistics + at_);
     put(rstd.of, statistics + all() + at_);
   }
@@ -102,19 +131,18 @@ class Column {
     dy += first_;
     dx += first_;
     const Lanes<V> mean = numbers(statistics, at_), rstd = numbers(statistics, all() + at_);
-    Chunk u, slope;
+    Chunk<A> u, slope, noise_copy;
+    Chunk<T> copy;
 
     Totals<2> of_dy;  // dy * (u - mean), dy
-    for_each_chunk([&](int64_t first, int64_t count) {
-      values_(*this, x, first, count, u.of, nullptr);
-      add_up(of_dy, count, [&](int64_t k, V (&terms)[2][kVectors]) STYLEGAN_FAST_INLINE {
-        T rest[kGroup];
-        const T* const from = read_from(dy, first + k, rest);
-        for (int i = 0; i < kVectors; ++i) {
-          const V d = load(from + i * V::lanes, V());
-          terms[0][i] = d * (u(k, i) - mean[i]);
-          terms[1][i] = d;
-        }
+    for_each_stretch([&](const Stretch& s) {
+      values_(*this, x, s, u.of, nullptr);
+      const Groups<const T> from = gather(dy, s, copy);
+      const Lanes<V> local_mean = mean;
+      add_up(of_dy, s.count, [&](int64_t k, int i, V (&terms)[2]) STYLEGAN_FAST_INLINE {
+        const V d = load(from(k, i), V());
+        terms[0] = d * (u(k, i) - local_mean[i]);
+        terms[1] = d;
       });
     });
     Lanes<V> factor, mean_dy, along;
@@ -127,28 +155,27 @@ class Column {
     }
 
     Totals<2> of_dx;  // dx, dx * noise
-    for_each_chunk([&](int64_t first, int64_t count) {
-      values_(*this, x, first, count, u.of, slope.of);
-      add_up(of_dx, count, [&](int64_t k, V (&terms)[2][kVectors]) STYLEGAN_FAST_INLINE {
-        T rest[kGroup];
-        A noise_rest[kGroup];
-        const V zero(0.0);
-        V d[kVectors];
-        const T* const from = read_from(dy, first + k, rest);
-        for (int i = 0; i < kVectors; ++i) d[i] = load(from + i * V::lanes, V());
-        const A* const noise = noise_at(first + k, noise_rest);
-        T* const to = write_to(dx, first + k, rest);
-        for (int i = 0; i < kVectors; ++i) {
-          const V du = factor[i] * (d[i] - mean_dy[i] - (u(k, i) - mean[i]) * along[i]);
-          // A slope of zero gives zero, also for an infinite dy.
-          const V dv = where(abs(slope(k, i)) <= zero, zero, slope(k, i) * du);
-          store(to + i * V::lanes, dv);
-          terms[0][i] = dv;
-          terms[1][i] = dv * V::load(noise + i * V::lanes);
-        }
-        written(dx, first + k, rest);
+    const bool past_cache = leaves_cache(dx);
+    for_each_stretch([&](const Stretch& s) {
+      values_(*this, x, s, u.of, slope.of);
+      const Groups<const T> from = gather(dy, s, copy);
+      const Groups<const A> noise = noise_groups(s, noise_copy);
+      const Groups<T> to = s.whole ? groups(dx, s) : copy.groups();
+      const Lanes<V> local_mean = mean, local_factor = factor, local_mean_dy = mean_dy;
+      const Lanes<V> local_along = along;
+      const bool planes = planes_;
+      add_up(of_dx, s.count, [&](int64_t k, int i, V (&terms)[2]) STYLEGAN_FAST_INLINE {
+        const V centred = u(k, i) - local_mean[i], here = slope(k, i), zero(0.0);
+        const V d = load(from(k, i), V()) - local_mean_dy[i] - centred * local_along[i];
+        // A slope of zero gives zero, also for an infinite dy.
+        const V dv = where(abs(here) <= zero, zero, here * (local_factor[i] * d));
+        store(to(k, i), dv, past_cache);
+        terms[0] = dv;
+        terms[1] = dv * number(noise, planes, k, i);
       });
+      if (!s.whole) scatter(copy, s, dx);
     });
+    if (past_cache) store_fence();
     put(of_dy.of[0], d_styles + styles_);
     put(of_dy.of[1], d_styles + styles_ + geometry_.channels);
     put(of_dx.of[0], sums + at_);
@@ -156,55 +183,49 @@ class Column {
   }
 
   template <class Act>
-  static void values(const Column& column, const T* x, int64_t first, int64_t count, A* u,
-                     A* slope) {
+  static void values(const Column& column, const T* x, const Stretch& s, A* u, A* slope) {
     const Epilogue& e = column.epilogue_;
     const V alpha(e.alpha), gain(e.gain), limit(e.clamp), lower(-e.clamp), zero(0.0);
     const V below = -gain * Act::value(V(-1.0), alpha);  // the slope of a piecewise-linear one
     const Lanes<V> bias = column.bias_, strength = column.strength_;
+    Chunk<T> copy;
+    Chunk<A> noise_copy;
+    const Groups<const T> from = column.gather(x, s, copy);
+    const Groups<const A> noise = column.noise_groups(s, noise_copy);
+    const bool planes = column.planes_;
+    const int64_t count = s.count;
     for (int64_t k = 0; k < count; ++k) {
-      T rest[kGroup];
-      A noise_rest[kGroup];
-      const T* const from = column.read_from(x, first + k, rest);
-      const A* const noise = column.noise_at(first + k, noise_rest);
       for (int i = 0; i < kVectors; ++i) {
-        const V z = V::load(noise + i * V::lanes);
-        const V v = load(from + i * V::lanes, V()) + strength[i] * z + bias[i];
+        const V v = load(from(k, i), V()) + strength[i] * number(noise, planes, k, i) + bias[i];
         const V value = gain * Act::value(v, alpha);
         const int64_t to = k * kGroup + i * V::lanes;
         where(value > limit, limit, where(value < lower, lower, value)).store(u + to);
         if (slope) {
-          V s;
+          V here;
           if constexpr (Act::curved) {
-            s = gain * Act::slope(v, alpha);
+            here = gain * Act::slope(v, alpha);
           } else {
-            s = where(v <= zero, below, gain);
+            here = where(v <= zero, below, gain);
           }
-          where(abs(value) > limit, zero, s).store(slope + to);
+          where(abs(value) > limit, zero, here).store(slope + to);
         }
       }
     }
-    if (slope && column.planes_ && first + count > column.whole_) {
-      for (int lane = column.present_; lane < kGroup; ++lane)
-        slope[(count - 1) * kGroup + lane] = 0;
-    }
+    if (slope) column.fill_rest(s, slope, 0);
   }
 
  private:
-  static constexpr int kVectors = kGroup / V::lanes;
-
-  struct Chunk {
-    alignas(64) A of[kChunk * kGroup];
-    V operator()(int64_t k, int vector) const {
-      return V::load(of + k * kGroup + vector * V::lanes);
-    }
-  };
-
   int64_t all() const { return geometry_.samples() * geometry_.channels; }
 
+  bool leaves_cache(const T* column) const {
+    return geometry_.numel() >= kPastCache && whole_ == groups_ && aligned(column, step_);
+  }
+
   template <class F>
-  void for_each_chunk(F&& f) const {
-    for (int64_t k = 0; k < groups_; k += kChunk) f(k, smaller(kChunk, groups_ - k));
+  void for_each_stretch(F&& f) const {
+    for (int64_t k = 0; k < whole_; k += kChunk) f(Stretch{k, smaller(kChunk, whole_ - k), true});
+    for (int64_t k = whole_; k < groups_; k += kChunk)
+      f(Stretch{k, smaller(kChunk, groups_ - k), false});
   }
 
   // From a buffer of channels, and into it.
@@ -219,81 +240,87 @@ class Column {
     for (int lane = 0; lane < channels_; ++lane) to[lane] = static_cast<A>(lanes[lane]);
   }
 
-  // Where to read a group, and where to write it: in `rest` if not all of it is there.
-  template <class From>
-  const From* read_from(const From* column, int64_t k, From* rest) const {
-    const From* const group = column + k * step_;
-    if (k < whole_) return group;
-    std::memset(rest, 0, kGroup * sizeof(From));
-    std::memcpy(rest, group, present_ * sizeof(From));
-    return rest;
+  template <class Number>
+  Groups<Number> groups(Number* column, const Stretch& s) const {
+    return {column + s.first * step_, step_};
   }
-  T* write_to(T* column, int64_t k, T* rest) const {
-    return k < whole_ ? column + k * step_ : rest;
+  // The groups of a stretch, where all of each can be read.
+  template <class Number>
+  Groups<const Number> gather(const Number* column, const Stretch& s, Chunk<Number>& copy) const {
+    const Groups<const Number> there = groups(column, s);
+    if (s.whole) return there;
+    std::memset(copy.of, 0, s.count * kGroup * sizeof(Number));
+    for (int64_t k = 0; k < s.count; ++k)
+      std::memcpy(copy.of + k * kGroup, there(k, 0), present_ * sizeof(Number));
+    return {copy.of, kGroup};
   }
-  void written(T* column, int64_t k, const T* rest) const {
-    if (k >= whole_) std::memcpy(column + k * step_, rest, present_ * sizeof(T));
-  }
-  const A* noise_at(int64_t k, A* rest) const {
-    if (noise_ && planes_) return read_from(noise_, k, rest);
-    const A number = noise_ ? noise_[k] : A(0);
-    for (int lane = 0; lane < kGroup; ++lane) rest[lane] = number;
-    return rest;
+  void scatter(const Chunk<T>& copy, const Stretch& s, T* column) const {
+    const Groups<T> there = groups(column, s);
+    for (int64_t k = 0; k < s.count; ++k)
+      std::memcpy(there(k, 0), copy.of + k * kGroup, present_ * sizeof(T));
   }
 
-  // terms(k, terms) of the groups of a chunk.
+  Groups<const A> noise_groups(const Stretch& s, Chunk<A>& copy) const {
+    if (!noise_) return {nullptr, 0};
+    return planes_ ? gather(noise_, s, copy) : Groups<const A>{noise_ + s.first, 1};
+  }
+  static V number(const Groups<const A>& noise, bool planes, int64_t k, int vector) {
+    if (!noise.at) return V(0.0);
+    return planes ? V::load(noise(k, vector)) : V(static_cast<double>(noise.at[k]));
+  }
+
+  // terms(k, vector, terms) of some groups.
   template <int kSums, class F>
-  void add_up(Totals<kSums>& totals, int64_t count, F&& f) const {
-    V sums[kSums][kVectors], terms[kSums][kVectors];
+  STYLEGAN_FAST_INLINE void add_up(Totals<kSums>& totals, int64_t count, F&& terms) const {
+    V sums[kSums][kVectors];
     for (auto& sum : sums)
       for (V& vector : sum) vector = V(0.0);
     for (int64_t k = 0; k < count; ++k) {
-      f(k, terms);
-      for (int j = 0; j < kSums; ++j)
-        for (int i = 0; i < kVectors; ++i) sums[j][i] = sums[j][i] + terms[j][i];
+      for (int i = 0; i < kVectors; ++i) {
+        V here[kSums];
+        terms(k, i, here);
+        for (int j = 0; j < kSums; ++j) sums[j][i] = sums[j][i] + here[j];
+      }
     }
     for (int j = 0; j < kSums; ++j) {
       Lanes<V> lanes;
       for (int i = 0; i < kVectors; ++i) sums[j][i].store(lanes.of + i * V::lanes);
       for (int lane = 0; lane < kGroup; ++lane)
         totals.of[j][planes_ ? 0 : lane] += lanes.of[lane];
+      for (int lane = 1; lane < kGroup && planes_; ++lane) totals.of[j][lane] = totals.of[j][0];
     }
-    for (int j = 0; j < kSums && planes_; ++j)
-      for (int lane = 1; lane < kGroup; ++lane) totals.of[j][lane] = totals.of[j][0];
   }
 
-  // What is not there of a plane's last group does not count.
-  void fill_rest(Chunk& u, int64_t first, int64_t count, A number) const {
-    if (!planes_ || first + count <= whole_) return;
-    for (int lane = present_; lane < kGroup; ++lane) u.of[(count - 1) * kGroup + lane] = number;
+  // The lanes of a plane's last group that are not there.
+  void fill_rest(const Stretch& s, A* chunk, A number) const {
+    for (int lane = present_; lane < kGroup && planes_ && !s.whole; ++lane) chunk[lane] = number;
   }
 
   void measure(const T* x, double eps, Lanes<V>& mean, Lanes<V>& rstd) const {
     Lanes<V> pivot;
     Totals<2> moments;
-    Chunk u;
-    for_each_chunk([&](int64_t first, int64_t count) {
-      values_(*this, x, first, count, u.of, nullptr);
-      if (first == 0) {
+    Chunk<A> u;
+    for_each_stretch([&](const Stretch& s) {
+      values_(*this, x, s, u.of, nullptr);
+      if (s.first == 0) {
         // The mean of the first pixels, which is exact where they are equal.
         std::memcpy(pivot.of, u.of, sizeof pivot.of);
         if (planes_) pivot = Lanes<V>::equal(pivot.of[0]);
-        fill_rest(u, first, count, pivot.of[0]);
+        fill_rest(s, u.of, pivot.of[0]);
         Totals<1> start;
-        add_up(start, count, [&](int64_t k, V (&terms)[1][kVectors]) STYLEGAN_FAST_INLINE {
-          for (int i = 0; i < kVectors; ++i) terms[0][i] = u(k, i) - pivot[i];
+        add_up(start, s.count, [&](int64_t k, int i, V (&terms)[1]) STYLEGAN_FAST_INLINE {
+          terms[0] = u(k, i) - pivot[i];
         });
-        const int64_t pixels = planes_ ? smaller(count * kGroup, geometry_.pixels) : count;
+        const int64_t pixels = !planes_ ? s.count : s.whole ? s.count * kGroup : present_;
         for (int lane = 0; lane < kGroup; ++lane)
           pivot.of[lane] += static_cast<A>(start.of[0][lane] / pixels);
       }
-      fill_rest(u, first, count, pivot.of[0]);
-      add_up(moments, count, [&](int64_t k, V (&terms)[2][kVectors]) STYLEGAN_FAST_INLINE {
-        for (int i = 0; i < kVectors; ++i) {
-          const V d = u(k, i) - pivot[i];
-          terms[0][i] = d;
-          terms[1][i] = d * d;
-        }
+      fill_rest(s, u.of, pivot.of[0]);
+      const Lanes<V> around = pivot;
+      add_up(moments, s.count, [&](int64_t k, int i, V (&terms)[2]) STYLEGAN_FAST_INLINE {
+        const V d = u(k, i) - around[i];
+        terms[0] = d;
+        terms[1] = d * d;
       });
     });
     for (int lane = 0; lane < kGroup; ++lane) {
@@ -321,10 +348,8 @@ void for_each_column(const Adain& p, int threads, F&& f) {
   const Geometry& g = p.epilogue.geometry;
   with_dtype(p.epilogue.dtype, [&](auto zero) {
     using C = Column<decltype(zero)>;
-    typename C::Values values = nullptr;
-    with_activation(p.epilogue.act, [&](auto act) {
-      values = C::template values<decltype(act)>;
-    });
+    decltype(&C::template values<Linear>) values = nullptr;
+    with_activation(p.epilogue.act, [&](auto act) { values = C::template values<decltype(act)>; });
     const int64_t count = g.samples() * C::columns(g);
     const int64_t useful = smaller(count, larger(1, g.numel() / kElementsPerThread));
     const int used = static_cast<int>(smaller(larger(threads, 1), useful));
