@@ -117,9 +117,7 @@ def _preactivation(
 
 @triton.jit
 def _value(v, alpha, gain, clamp, ACT: tl.constexpr, HAS_CLAMP: tl.constexpr):
-    return activate(
-        v, None, None, None, None, None, alpha, gain, clamp, ACT, HAS_CLAMP
-    )
+    return activate(v, None, None, None, None, None, alpha, gain, clamp, ACT, HAS_CLAMP)
 
 
 @triton.jit
@@ -228,7 +226,7 @@ def adain_sums_kernel(
     STRENGTH_PER_CHANNEL: tl.constexpr, channels, pixels, channel_tiles, parts, steps,
     PLANES: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Into the workspace [samples, channels, parts, 2] go the sums of dy * (u - mean), and of dy."""
+    """Into the workspace [samples, channels, parts, 2] go the sums of dy * (u - mean) and of dy."""
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     sample, channel, is_channel = _place(channels, channel_tiles, WIDE, CHANNELS)
     at = sample * channels + channel
@@ -329,8 +327,8 @@ def adain_forward(
     workspace = statistics.new_empty((*statistics.shape[1:], walk.parts, 3))
     adain_statistics_kernel[grid](x, workspace, *operands, *constants, *walk, **_OPTIONS)
     adain_forward_kernel[grid](
-        x, y, statistics, workspace, styles, *operands, eps, statistics[0].numel(), *constants, *walk,
-        **_OPTIONS,
+        x, y, statistics, workspace, styles, *operands, eps, statistics[0].numel(),
+        *constants, *walk, **_OPTIONS,
     )  # fmt: skip
 
 
