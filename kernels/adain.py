@@ -149,11 +149,21 @@ def adain_statistics_kernel(
     STRENGTH_PER_CHANNEL: tl.constexpr, channels, pixels, channel_tiles, parts, steps,
     PLANES: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Into the workspace [samples, channels, parts, 3] go, of each part, the number of pixels, the
-    mean of u, and the squared deviations from it."""
+    """Into the workspace [samples, channels, parts, 4] go, of each part, the number of pixels, the
+    mean of u, less what the first pixel of the channel has, the squared deviations from the mean,
+    and u of the first pixel: the mean of equal numbers would be rounded, that of zeros is not."""
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     sample, channel, is_channel = _place(channels, channel_tiles, WIDE, CHANNELS)
     strength, b = _operands(strength, b, channel, STRENGTH_PER_CHANNEL)
+    if PLANES:
+        first = (sample * channels + channel) * pixels
+    else:
+        first = sample * pixels * channels + channel
+    pivot, z = _preactivation(
+        x, first, is_channel, noise, strength, b, sample, tl.zeros([1, 1], tl.int32), pixels, ACC,
+        NOISE_PER_SAMPLE,
+    )  # fmt: skip
+    pivot = _value(pivot, alpha, gain, clamp, ACT, HAS_CLAMP)
     count = tl.zeros([1, 1], ACC)
     mean = tl.zeros([1, CHANNELS], ACC)
     squares = tl.zeros([1, CHANNELS], ACC)
@@ -165,20 +175,19 @@ def adain_statistics_kernel(
             x, offset, inside, noise, strength, b, sample, pixel, pixels, ACC, NOISE_PER_SAMPLE
         )
         u = _value(v, alpha, gain, clamp, ACT, HAS_CLAMP)
-        # Around a value of the tile: the mean of equal numbers would be rounded.
-        pivot = tl.sum(tl.where(pixel % PIXELS == 0, u, 0), 0, keep_dims=True)
         is_pixel = pixel < pixels
         here = tl.sum(tl.where(is_pixel, 1.0, 0.0).to(ACC), 0, keep_dims=True)
         d = tl.where(is_pixel, u - pivot, 0)
-        offset_of_mean = tl.sum(d, 0, keep_dims=True) / tl.maximum(here, 1)
-        d = tl.where(is_pixel, d - offset_of_mean, 0)
+        mean_here = tl.sum(d, 0, keep_dims=True) / tl.maximum(here, 1)
+        d = tl.where(is_pixel, d - mean_here, 0)
         count, mean, squares = _merge(
-            count, mean, squares, here, pivot + offset_of_mean, tl.sum(d * d, 0, keep_dims=True)
+            count, mean, squares, here, mean_here, tl.sum(d * d, 0, keep_dims=True)
         )
-    to = ((sample * channels + channel) * parts + tl.program_id(1)) * 3
+    to = ((sample * channels + channel) * parts + tl.program_id(1)) * 4
     tl.store(workspace + to, tl.broadcast_to(count, mean.shape), is_channel)
     tl.store(workspace + to + 1, mean, is_channel)
     tl.store(workspace + to + 2, squares, is_channel)
+    tl.store(workspace + to + 3, pivot, is_channel)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -195,10 +204,11 @@ def adain_forward_kernel(
     mean = tl.zeros([1, CHANNELS], ACC)
     squares = tl.zeros([1, CHANNELS], ACC)
     for part in range(parts):
-        place = workspace + (at * parts + part) * 3
+        place = workspace + (at * parts + part) * 4
         count, mean, squares = _merge(
             count, mean, squares, tl.load(place), tl.load(place + 1), tl.load(place + 2)
         )
+    mean += tl.load(workspace + at * parts * 4 + 3)
     rstd = 1 / tl.sqrt(squares / pixels + eps)
     if tl.program_id(1) == 0:
         tl.store(statistics + at, mean, is_channel)
@@ -324,7 +334,7 @@ def adain_forward(
     """y, and the mean and rstd of u."""
     grid, walk = _walk(*geometry)
     operands, constants = _constants(tail)
-    workspace = statistics.new_empty((*statistics.shape[1:], walk.parts, 3))
+    workspace = statistics.new_empty((*statistics.shape[1:], walk.parts, 4))
     adain_statistics_kernel[grid](x, workspace, *operands, *constants, *walk, **_OPTIONS)
     adain_forward_kernel[grid](
         x, y, statistics, workspace, styles, *operands, eps, statistics[0].numel(),
