@@ -31,4 +31,15 @@ void adain_backward(const Adain&, const void* x, const void* dy, const void* sta
                     void* d_styles, void* sums, int threads);
 }  // namespace cpu
 
+// In parts, adain_parts() at most. The workspace holds 4 floats for each part of each sample and
+// channel. `partial` is [2, samples, channels, parts] with the returned number of parts, and its sum
+// over them is `sums`. float64 is not supported.
+namespace cuda {
+int adain_parts(const Adain&);
+void adain_forward(const Adain&, double eps, const void* x, void* y, void* statistics,
+                   void* workspace, void* stream);
+int adain_backward(const Adain&, const void* x, const void* dy, const void* statistics, void* dx,
+                   void* d_styles, void* partial, void* workspace, void* stream);
+}  // namespace cuda
+
 }  // namespace stylegan_fast

@@ -198,6 +198,25 @@ PYBIND11_MODULE(_C, m) {
                                 pointer<void>(workspace), pointer<void>(stream));
       },
       without_gil);
+  m.def("cuda_adain_parts", &cuda::adain_parts);
+  m.def(
+      "cuda_adain_forward",
+      [](const Adain& p, double eps, uintptr_t x, uintptr_t y, uintptr_t statistics,
+         uintptr_t workspace, uintptr_t stream) {
+        cuda::adain_forward(p, eps, pointer<void>(x), pointer<void>(y), pointer<void>(statistics),
+                            pointer<void>(workspace), pointer<void>(stream));
+      },
+      without_gil);
+  m.def(
+      "cuda_adain_backward",
+      [](const Adain& p, uintptr_t x, uintptr_t dy, uintptr_t statistics, uintptr_t dx,
+         uintptr_t d_styles, uintptr_t partial, uintptr_t workspace, uintptr_t stream) {
+        return cuda::adain_backward(p, pointer<void>(x), pointer<void>(dy),
+                                    pointer<void>(statistics), pointer<void>(dx),
+                                    pointer<void>(d_styles), pointer<void>(partial),
+                                    pointer<void>(workspace), pointer<void>(stream));
+      },
+      without_gil);
   m.def("cuda_upfirdn2d_workspace", &cuda::upfirdn2d_workspace);
   m.def(
       "cuda_upfirdn2d_forward",

@@ -104,8 +104,6 @@ def refusal(name: str, op: str, device_type: str, dtype: torch.dtype) -> str | N
     if reason is None and dtype not in backend.dtypes():
         names = ", ".join(str(known).removeprefix("torch.") for known in backend.dtypes())
         reason = f"it has kernels for {names}, x is {str(dtype).removeprefix('torch.')}"
-    if reason is None and op == "adain" and name != "reference":
-        reason = None if hasattr(backend, "adain_forward") else "it has no kernels of adain yet"
     return reason
 
 
