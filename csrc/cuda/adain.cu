@@ -230,7 +230,7 @@ __device__ inline void merge_moments(float& count, float& mean, float& squares, 
 
 template <class T, int P, bool planes, class Act>
 __global__ void __launch_bounds__(kThreads, 2)
-    statistics_kernel(const Walk walk, const Operands operands, const Act act, const T* x,
+    adain_statistics_kernel(const Walk walk, const Operands operands, const Act act, const T* x,
                       float* workspace) {
   constexpr int C = planes ? 1 : P;
   const Thread<T, P, planes, Act> thread(walk, operands, act);
@@ -288,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T, int P, bool planes, class Act>
 __global__ void __launch_bounds__(kThreads, 2)
-    forward_kernel(const Walk walk, const Operands operands, const Act act, const float* styles,
+    adain_forward_kernel(const Walk walk, const Operands operands, const Act act, const float* styles,
                    float eps, const float* workspace, const T* x, T* y, float* statistics) {
   constexpr int C = planes ? 1 : P;
   const Thread<T, P, planes, Act> thread(walk, operands, act);
@@ -344,7 +344,7 @@ __device__ inline void merge_sums(float (&a)[P], float (&b)[P], const Walk& walk
 
 template <class T, int P, bool planes, class Act>
 __global__ void __launch_bounds__(kThreads, 2)
-    sums_kernel(const Walk walk, const Operands operands, const Act act, const float* statistics,
+    adain_sums_kernel(const Walk walk, const Operands operands, const Act act, const float* statistics,
                 const T* x, const T* dy, float* workspace) {
   constexpr int C = planes ? 1 : P;
   const Thread<T, P, planes, Act> thread(walk, operands, act);
@@ -374,7 +374,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T, int P, bool planes, class Act>
 __global__ void __launch_bounds__(kThreads, 2)
-    backward_kernel(const Walk walk, const Operands operands, const Act act, const float* styles,
+    adain_backward_kernel(const Walk walk, const Operands operands, const Act act, const float* styles,
                     const float* statistics, const float* workspace, const T* x, const T* dy,
                     T* dx, float* d_styles, float* partial) {
   constexpr int C = planes ? 1 : P;
@@ -485,9 +485,9 @@ void adain_forward(const Adain& p, double eps, const void* x, void* y, void* sta
       constexpr bool kPlanes = decltype(planes)::value;
       using Act = std::decay_t<decltype(act)>;
       const Walk walk = make_walk(p.epilogue.geometry, kPlanes, P);
-      launch(statistics_kernel<T, P, kPlanes, Act>, walk.grid(), kThreads, stream, walk, operands,
+      launch(adain_statistics_kernel<T, P, kPlanes, Act>, walk.grid(), kThreads, stream, walk, operands,
              act, from, parts);
-      launch(forward_kernel<T, P, kPlanes, Act>, walk.grid(), kThreads, stream, walk, operands,
+      launch(adain_forward_kernel<T, P, kPlanes, Act>, walk.grid(), kThreads, stream, walk, operands,
              act, static_cast<const float*>(p.styles), static_cast<float>(eps),
              static_cast<const float*>(parts), from, to, static_cast<float*>(statistics));
     });
@@ -510,9 +510,9 @@ int adain_backward(const Adain& p, const void* x, const void* dy, const void* st
       constexpr bool kPlanes = decltype(planes)::value;
       using Act = std::decay_t<decltype(act)>;
       const Walk walk = make_walk(p.epilogue.geometry, kPlanes, P);
-      launch(sums_kernel<T, P, kPlanes, Act>, walk.grid(), kThreads, stream, walk, operands, act,
+      launch(adain_sums_kernel<T, P, kPlanes, Act>, walk.grid(), kThreads, stream, walk, operands, act,
              moments, from, gradient, parts);
-      launch(backward_kernel<T, P, kPlanes, Act>, walk.grid(), kThreads, stream, walk, operands,
+      launch(adain_backward_kernel<T, P, kPlanes, Act>, walk.grid(), kThreads, stream, walk, operands,
              act, static_cast<const float*>(p.styles), moments, static_cast<const float*>(parts),
              from, gradient, to, static_cast<float*>(d_styles), static_cast<float*>(partial));
       used = walk.parts;
