@@ -53,7 +53,7 @@ LEVELS = {
 """The modes of each level. A kernel writes into tensors that exist; a user calls the public
 function or a layer; a network makes images or judges them; a training step runs both."""
 
-OPS = ("bias_act", "upfirdn2d", "photographs", "layers", "networks", "training")
+OPS = ("bias_act", "upfirdn2d", "adain", "photographs", "layers", "networks", "training")
 MODES = tuple(dict.fromkeys(mode for modes in LEVELS.values() for mode in modes))
 
 
@@ -273,6 +273,16 @@ def _timed(size: str, case: Case) -> bool:
     return wanted and case.layout == "nchw" and (case.mode == "forward" or case.shape == TARGETS[0])
 
 
+def _normalised(size: str) -> dict[tuple[int, ...], str]:
+    """Shape -> where it is found, of what StyleGAN normalises."""
+    if size == "quick":
+        return {TINY["bias_act"]: OVERHEAD}
+    shapes = {TARGETS[0]: "target"}
+    if size == "full":
+        shapes |= {(4, 512, 16, 16): "StyleGAN b16", (1, 16, 1024, 1024): "StyleGAN b1024"}
+    return shapes
+
+
 def _conv_layers(size: str, device_type: str) -> dict[tuple[ConvLayer, int], str]:
     """(layer, batch) -> the blocks that have it."""
     small = device_type == "cpu"
@@ -364,6 +374,14 @@ def select(arguments: argparse.Namespace, device_type: str) -> list[Case]:
         for mode in LEVELS[level]
     ]
     cases += [case for case in resamplings if _timed(size, case)]
+    cases += [
+        Case("adain", layer, shape, dtype, layout, level, mode)
+        for shape, layer in _normalised(size).items()
+        for dtype in dtypes
+        for layout in LAYOUTS
+        for level in ("kernel", "user")
+        for mode in LEVELS[level]
+    ]
     photographs = ", ".join(PHOTOGRAPH_VARIANTS)
     shape = (2 if size == "quick" else 4, 3, 256, 256)
     cases.append(Case("photographs", photographs, shape, "float32", "nchw", "user", "forward"))

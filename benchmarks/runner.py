@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import gate
+from .adain import Adain
 from .bias_act import BiasAct
 from .cases import Case
 from .end_to_end import TrainingStep
@@ -28,6 +29,7 @@ from .workload import Provider, Session, Workload
 WORKLOADS: dict[str, Callable[[Case, Session], Workload]] = {
     "bias_act": BiasAct,
     "upfirdn2d": Upfirdn2d,
+    "adain": Adain,
     "photographs": Photographs,
     "layers": ConvolutionLayer,
     "networks": NetworkForward,

@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "adain.h"
 #include "conv2d.h"
 #include "cpu/dispatch.h"
 #include "epilogue.h"
@@ -74,6 +75,11 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Upfirdn2d>(m, "Upfirdn2d").def(py::init(&upfirdn2d));
   py::class_<Conv2d>(m, "Conv2d").def(py::init(&conv2d));
 
+  py::class_<Adain>(m, "Adain")
+      .def(py::init([](const Epilogue& e, bool strength_per_channel, uintptr_t styles) {
+        return Adain{e, strength_per_channel, pointer<void>(styles)};
+      }));
+
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
   m.def(
       "cpu_epilogue_forward",
@@ -120,6 +126,22 @@ PYBIND11_MODULE(_C, m) {
          uintptr_t dx, uintptr_t sum, int threads) {
         cpu::upfirdn2d_masked(p, e, negative_slope, pointer<void>(dy), pointer<uint8_t>(mask),
                               pointer<void>(dx), pointer<void>(sum), threads);
+      },
+      without_gil);
+  m.def(
+      "cpu_adain_forward",
+      [](const Adain& p, double eps, uintptr_t x, uintptr_t y, uintptr_t statistics, int threads) {
+        cpu::adain_forward(p, eps, pointer<void>(x), pointer<void>(y), pointer<void>(statistics),
+                           threads);
+      },
+      without_gil);
+  m.def(
+      "cpu_adain_backward",
+      [](const Adain& p, uintptr_t x, uintptr_t dy, uintptr_t statistics, uintptr_t dx,
+         uintptr_t d_styles, uintptr_t sums, int threads) {
+        cpu::adain_backward(p, pointer<void>(x), pointer<void>(dy), pointer<void>(statistics),
+                            pointer<void>(dx), pointer<void>(d_styles), pointer<void>(sums),
+                            threads);
       },
       without_gil);
   m.def(
@@ -174,6 +196,25 @@ PYBIND11_MODULE(_C, m) {
         cuda::epilogue_backward(e, negative_slope, pointer<void>(dy), pointer<void>(y),
                                 pointer<uint8_t>(mask), pointer<void>(dx), pointer<void>(moments),
                                 pointer<void>(workspace), pointer<void>(stream));
+      },
+      without_gil);
+  m.def("cuda_adain_parts", &cuda::adain_parts);
+  m.def(
+      "cuda_adain_forward",
+      [](const Adain& p, double eps, uintptr_t x, uintptr_t y, uintptr_t statistics,
+         uintptr_t workspace, uintptr_t stream) {
+        cuda::adain_forward(p, eps, pointer<void>(x), pointer<void>(y), pointer<void>(statistics),
+                            pointer<void>(workspace), pointer<void>(stream));
+      },
+      without_gil);
+  m.def(
+      "cuda_adain_backward",
+      [](const Adain& p, uintptr_t x, uintptr_t dy, uintptr_t statistics, uintptr_t dx,
+         uintptr_t d_styles, uintptr_t partial, uintptr_t workspace, uintptr_t stream) {
+        return cuda::adain_backward(p, pointer<void>(x), pointer<void>(dy),
+                                    pointer<void>(statistics), pointer<void>(dx),
+                                    pointer<void>(d_styles), pointer<void>(partial),
+                                    pointer<void>(workspace), pointer<void>(stream));
       },
       without_gil);
   m.def("cuda_upfirdn2d_workspace", &cuda::upfirdn2d_workspace);

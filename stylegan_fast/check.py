@@ -345,12 +345,49 @@ def _modulated_conv2d_calls() -> Iterator[Call]:
         )
 
 
+def _adain(x, styles, noise, noise_strength, b, eps, act):
+    """One channel of a sample after the other."""
+    v = x + noise_strength[:, None, None] * noise
+    u = reference_bias_act(v, b, act=act)
+    channels = x.shape[1]
+    planes = []
+    for image, style in zip(u, styles):
+        for plane, scale, shift in zip(image, style[:channels] + 1, style[channels:]):
+            deviation = torch.sqrt(plane.var(unbiased=False) + eps)
+            planes.append(scale * (plane - plane.mean()) / deviation + shift)
+    return torch.stack(planes).view(x.shape)
+
+
+def _adain_calls() -> Iterator[Call]:
+    # Whole and broken groups of 16 pixels and channels, and a channel in several parts.
+    shapes = ((2, 5, 7, 3), (3, 16, 4, 8), (1, 2, 61, 67))
+    for act, shape, layout in itertools.product(("lrelu", "tanh"), shapes, LAYOUTS):
+        n, channels, *size = shape
+        yield Call(
+            "adain",
+            ops.adain,
+            _adain,
+            {
+                "x": _draw(*shape),
+                "styles": _draw(n, 2 * channels, seed=1),
+                "noise": _draw(n, 1, *size, seed=2),
+                "noise_strength": _draw(channels, seed=3),
+                "b": _draw(channels, seed=4),
+            },
+            {"eps": 0.01, "act": act},
+            layout,
+            terms=size[0] * size[1],
+            rarity=(act != "lrelu") + (shape != shapes[0]) + (layout != "contiguous"),
+        )
+
+
 CALLS: dict[str, Callable[[], Iterator[Call]]] = {
     "setup_filter": _setup_filter_calls,
     "bias_act": _bias_act_calls,
     "upfirdn2d": _upfirdn2d_calls,
     "conv2d_resample": _conv2d_resample_calls,
     "modulated_conv2d": _modulated_conv2d_calls,
+    "adain": _adain_calls,
 }
 
 

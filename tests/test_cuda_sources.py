@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 # How many kernels each source has; every one of them runs on the CPU below.
-KERNELS = {"epilogue": 70, "upfirdn2d": 66}
+KERNELS = {"adain": 96, "epilogue": 70, "upfirdn2d": 66}
 SUMS = 13  # of the epilogue's kernels, upfirdn2d launches those that only add up d(v)
 HARNESS = ROOT / "tests" / "cuda_on_cpu"
 ARCHITECTURES = [
@@ -64,6 +64,8 @@ class Kernel(NamedTuple):
             threads = 256 * 3
         elif self.name.startswith("moments_kernel"):
             threads = 256 * (3 if "<float" in self.name else 2)
+        elif self.name.startswith("adain_"):
+            threads = 256 * 2
         else:
             threads = 256 * (3 if "Curved" in self.name and ", 8, " in self.name else 4)
         return REGISTER_FILE // threads
@@ -170,6 +172,20 @@ def test_kernels_move_16_bytes(sass):
         assert re.search(r"\bLDG\.E\.128", text), name
         assert re.search(r"\bSTG\.E\.128", text), name
         assert not re.search(r"\b(LDL|STL)\b", text), f"{name} uses local memory"
+
+
+def test_adain_moves_packs(sass):
+    kernels = {
+        name: code
+        for name, code in sass.items()
+        if re.match(r"adain_\w+<(float, 4|__half, 8|__nv_bfloat16, 8),", name)
+    }
+    assert len(kernels) == 4 * 2 * 4  # of float both kinds of activation
+    for name, code in kernels.items():
+        text = "\n".join(instruction for _, instruction in code)
+        assert re.search(r"\bLDG\.E\.128", text), name
+        writes = name.startswith(("adain_forward", "adain_backward"))
+        assert not writes or re.search(r"\bSTG\.E\.128", text), name
 
 
 @pytest.mark.parametrize("values", ["float, {}, 2", "__half, {}, 4", "__nv_bfloat16, {}, 4"])
@@ -327,6 +343,24 @@ def test_faults_in_upfirdn2d_are_found(harness, tmp_path, sanitizer, right, wron
     program = harness(sanitizer, *sources, name=f"fault_{tmp_path.name}")
     output = run_sanitized(program, "float32")
     assert re.search(report, output, re.DOTALL), output[-4000:]
+
+
+@pytest.mark.parametrize(
+    "sanitizer, cases, dtypes",
+    [("address", "all", ("float32", "float16")), ("thread", "few", ("float32",))],
+)
+def test_adain_on_cpu(harness, tmp_path, sanitizer, cases, dtypes):
+    """Without the dtypes that are not named, to compile sooner."""
+    shutil.copytree(ROOT / "csrc", tmp_path, dirs_exist_ok=True)
+    for dtype, name in (("float16", "__half"), ("bfloat16", "__nv_bfloat16")):
+        if dtype not in dtypes:
+            line = f"case DType::{dtype}: return f({name}());"
+            replace(tmp_path / "cuda" / "epilogue.cuh", line, "")
+    sources = tmp_path / "cuda" / "adain.cu", HARNESS / "adain_test.cpp"
+    output = run_sanitized(harness(sanitizer, *sources, name="adain"), cases, *dtypes)
+    kernels = KERNELS["adain"] // 3 * len(dtypes)
+    assert output.strip().endswith(f"{kernels} kernels launched, 0 failures"), output[-4000:]
+    assert "Sanitizer:" not in output, output[-4000:]
 
 
 def replace(path: Path, old: str, new: str) -> None:

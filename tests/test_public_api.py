@@ -12,6 +12,8 @@ from stylegan_fast import checkpoints, layers, ops
 from stylegan_fast.models import stylegan2
 
 OPS = {
+    "adain": "(x, styles, eps=1e-08, *, noise=None, noise_strength=None, b=None, act='linear', "
+    "alpha=None, gain=None, clamp=None, backend=None)",
     "bias_act": "(x, b=None, dim=1, act='linear', alpha=None, gain=None, clamp=None, *, "
     "backend=None)",
     "setup_filter": "(f, device='cpu', normalize=True, flip_filter=False, gain=1, separable=None)",

@@ -17,6 +17,8 @@ struct Level {
   decltype(&baseline::epilogue_backward) epilogue_backward;
   decltype(&baseline::upfirdn2d_forward) upfirdn2d_forward;
   decltype(&baseline::upfirdn2d_masked) upfirdn2d_masked;
+  decltype(&baseline::adain_forward) adain_forward;
+  decltype(&baseline::adain_backward) adain_backward;
   decltype(&baseline::conv2d_forward) conv2d_forward;
   decltype(&baseline::conv2d_weight_gradient) conv2d_weight_gradient;
 };
@@ -24,8 +26,8 @@ struct Level {
 #define STYLEGAN_FAST_LEVEL(level, supported)                          \
   {#level, supported, level::epilogue_forward, level::epilogue_masked, \
    level::epilogue_curved, level::epilogue_backward,                   \
-   level::upfirdn2d_forward, level::upfirdn2d_masked, level::conv2d_forward, \
-   level::conv2d_weight_gradient}
+   level::upfirdn2d_forward, level::upfirdn2d_masked, level::adain_forward, \
+   level::adain_backward, level::conv2d_forward, level::conv2d_weight_gradient}
 
 // Widest first.
 const Level kLevels[] = {
@@ -132,6 +134,16 @@ void upfirdn2d_masked(const Upfirdn2d& p, const Epilogue& epilogue, double negat
                       const void* dy, const uint8_t* mask, void* dx, void* sum, int threads) {
   check_mask(mask, epilogue.geometry, p.in_width);
   current->upfirdn2d_masked(p, epilogue, negative_slope, dy, mask, dx, sum, threads);
+}
+
+void adain_forward(const Adain& p, double eps, const void* x, void* y, void* statistics,
+                   int threads) {
+  current->adain_forward(p, eps, x, y, statistics, threads);
+}
+
+void adain_backward(const Adain& p, const void* x, const void* dy, const void* statistics, void* dx,
+                    void* d_styles, void* sums, int threads) {
+  current->adain_backward(p, x, dy, statistics, dx, d_styles, sums, threads);
 }
 
 void conv2d_forward(const Conv2d& p, const Epilogue* epilogue, const void* x, const void* w,

@@ -1,6 +1,7 @@
 // The SIMD levels that csrc/cpu sources are compiled for, and the functions every level provides.
 #pragma once
 
+#include "../adain.h"
 #include "../conv2d.h"
 #include "../upfirdn2d.h"
 
@@ -17,6 +18,10 @@
                          const void* add, void* y, uint8_t* mask, int threads);                   \
   void upfirdn2d_masked(const Upfirdn2d&, const Epilogue& epilogue, double negative_slope,        \
                         const void* dy, const uint8_t* mask, void* dx, void* sum, int threads);   \
+  void adain_forward(const Adain&, double eps, const void* x, void* y, void* statistics,          \
+                     int threads);                                                                \
+  void adain_backward(const Adain&, const void* x, const void* dy, const void* statistics,        \
+                      void* dx, void* d_styles, void* sums, int threads);                         \
   void conv2d_forward(const Conv2d&, const Epilogue* epilogue, const void* x, const void* w,      \
                       const float* pre, const void* add, void* y, uint8_t* mask, int threads);    \
   void conv2d_weight_gradient(const Conv2d&, const void* x, const void* dy, const float* pre,     \

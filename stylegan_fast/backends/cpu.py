@@ -10,7 +10,7 @@ from .. import _env
 from . import native
 from .choice import FORWARD, ConvClass
 from .geometry import Fir, Geometry, Tail
-from .native import address, conv2d, epilogue, tail_epilogue, upfirdn2d
+from .native import adain, address, conv2d, epilogue, tail_epilogue, upfirdn2d
 
 
 def unavailable() -> str | None:
@@ -105,6 +105,48 @@ def epilogue_backward(
         address(mask),
         address(dx),
         address(moments),
+        torch.get_num_threads(),
+    )
+
+
+def adain_forward(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    statistics: torch.Tensor,
+    styles: torch.Tensor,
+    geometry: Geometry,
+    tail: Tail,
+    eps: float,
+) -> None:
+    native.module().cpu_adain_forward(
+        adain(x, styles, geometry, tail),
+        eps,
+        x.data_ptr(),
+        y.data_ptr(),
+        statistics.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def adain_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    statistics: torch.Tensor,
+    styles: torch.Tensor,
+    dx: torch.Tensor,
+    d_styles: torch.Tensor,
+    sums: torch.Tensor,
+    geometry: Geometry,
+    tail: Tail,
+) -> None:
+    native.module().cpu_adain_backward(
+        adain(x, styles, geometry, tail),
+        x.data_ptr(),
+        dy.data_ptr(),
+        statistics.data_ptr(),
+        dx.data_ptr(),
+        d_styles.data_ptr(),
+        sums.data_ptr(),
         torch.get_num_threads(),
     )
 

@@ -9,7 +9,7 @@ import torch
 from . import native
 from .choice import ConvClass
 from .geometry import Fir, Geometry, Tail
-from .native import address, epilogue, tail_epilogue, upfirdn2d
+from .native import adain, address, epilogue, tail_epilogue, upfirdn2d
 
 
 @functools.cache
@@ -218,6 +218,61 @@ def upfirdn2d_masked(
             address(workspace),
             _stream(dy),
         )
+
+
+def adain_forward(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    statistics: torch.Tensor,
+    styles: torch.Tensor,
+    geometry: Geometry,
+    tail: Tail,
+    eps: float,
+) -> None:
+    problem = adain(x, styles, geometry, tail)
+    with torch.cuda.device(x.device):
+        parts = native.module().cuda_adain_parts(problem)  # depends on the current device
+        workspace = statistics.new_empty((*statistics.shape[1:], parts, 4))
+        native.module().cuda_adain_forward(
+            problem,
+            eps,
+            x.data_ptr(),
+            y.data_ptr(),
+            statistics.data_ptr(),
+            workspace.data_ptr(),
+            _stream(x),
+        )
+
+
+def adain_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    statistics: torch.Tensor,
+    styles: torch.Tensor,
+    dx: torch.Tensor,
+    d_styles: torch.Tensor,
+    sums: torch.Tensor,
+    geometry: Geometry,
+    tail: Tail,
+) -> None:
+    problem = adain(x, styles, geometry, tail)
+    with torch.cuda.device(x.device):
+        parts = native.module().cuda_adain_parts(problem)  # depends on the current device
+        workspace = statistics.new_empty((*statistics.shape[1:], parts, 4))
+        partial = statistics.new_empty(sums.numel() * parts)
+        used = native.module().cuda_adain_backward(
+            problem,
+            x.data_ptr(),
+            dy.data_ptr(),
+            statistics.data_ptr(),
+            dx.data_ptr(),
+            d_styles.data_ptr(),
+            partial.data_ptr(),
+            workspace.data_ptr(),
+            _stream(x),
+        )
+        partial = partial[: sums.numel() * used].view(*sums.shape, used)
+        torch.sum(partial, -1, out=sums)
 
 
 def conv2d_refusal(call: ConvClass) -> str:

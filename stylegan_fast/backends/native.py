@@ -89,6 +89,12 @@ def tail_epilogue(like: torch.Tensor, geometry: Geometry | None, tail: Tail | No
     return epilogue(like, geometry, *tail[4:], *tail[:4])
 
 
+def adain(like: torch.Tensor, styles: torch.Tensor, geometry: Geometry, tail: Tail) -> Any:
+    """styles, and all operands of the tail, in the accumulation type."""
+    per_channel = tail.strength is not None and tail.strength.numel() > 1
+    return module().Adain(tail_epilogue(like, geometry, tail), per_channel, address(styles))
+
+
 def upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, y: torch.Tensor, fir: Fir) -> Any:
     """x: [N, C, H, W] with any strides; f: [fh, fw] or [taps] in the accumulation type, dense; y:
     dense NCHW or NHWC."""

@@ -81,6 +81,16 @@ def upfirdn2d_masked(dy: torch.Tensor, *arguments: object) -> None:
         kernels("upfirdn2d").upfirdn2d_masked(dy, *arguments)
 
 
+def adain_forward(x: torch.Tensor, *arguments: object) -> None:
+    with _device(x):
+        kernels("adain").adain_forward(x, *arguments)
+
+
+def adain_backward(dy: torch.Tensor, *arguments: object) -> None:
+    with _device(dy):
+        kernels("adain").adain_backward(dy, *arguments)
+
+
 def conv2d_forward(x: torch.Tensor, *arguments: object, **options: object) -> None:
     with _device(x):
         kernels("conv2d").conv2d_forward(x, *arguments, **options)
