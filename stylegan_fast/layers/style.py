@@ -21,7 +21,8 @@ class StyleLayer(nn.Module):
 
     affine(style) [N, 2C] holds the scales of the normalised channels, less 1, then their shifts.
     noise [N, 1, H, W] is drawn anew ("random"), the buffer noise_const ("const", where the layer
-    was given its resolution) or absent ("none"). Parameters noise_strength [C] = 0 and bias [C] = 0.
+    was given its resolution) or absent ("none"). Parameters: affine, noise_strength [C] = 0 and
+    bias [C] = 0.
 
     x [N, C, H, W], style [N, style_dim] -> y [N, C, H, W], in the dtype and memory format of x.
     Differentiable twice. ValueError for another shape or noise_mode, KeyError for an unknown

@@ -77,23 +77,21 @@ class SynthesisNetwork(nn.Module):
         self.num_ws = 2 * len(self.block_resolutions)
         self.register_buffer("repeat_filter", setup_filter([1, 1]), persistent=False)
 
+        widths = [_channels(r, channel_base, channel_max) for r in self.block_resolutions]
+        self.const = nn.Parameter(torch.ones(widths[0], 4, 4))
         self.layers = nn.ModuleList()
         self.to_rgbs = nn.ModuleList()
-        for resolution in self.block_resolutions:
-            channels = _channels(resolution, channel_base, channel_max)
-            shared = {"activation": activation, "resolution": resolution}
-            if resolution == 4:
-                self.const = nn.Parameter(torch.ones(channels, 4, 4))
-                self.layers.append(StyleLayer(channels, w_dim, **shared))
-            else:
-                self.layers.append(
-                    StyleBlock(
-                        in_channels, channels, w_dim, resample_filter=resample_filter, **shared
-                    )
+        for k, (resolution, channels) in enumerate(zip(self.block_resolutions, widths)):
+            shared: dict[str, Any] = {"activation": activation, "resolution": resolution}
+            self.layers += [
+                StyleBlock(
+                    widths[k - 1], channels, w_dim, resample_filter=resample_filter, **shared
                 )
-            self.layers.append(StyleBlock(channels, channels, w_dim, upsample=False, **shared))
+                if k > 0
+                else StyleLayer(channels, w_dim, **shared),
+                StyleBlock(channels, channels, w_dim, upsample=False, **shared),
+            ]
             self.to_rgbs.append(Conv2dLayer(channels, img_channels, 1))
-            in_channels = channels
 
     def forward(
         self,
@@ -208,7 +206,7 @@ class Discriminator(nn.Module):
         self.register_buffer("mean_filter", setup_filter([1, 1]), persistent=False)
 
         widths = [_channels(r, channel_base, channel_max) for r in self.block_resolutions]
-        acts = {"activation": activation}
+        acts: dict[str, Any] = {"activation": activation}
         self.from_rgbs = nn.ModuleList(
             Conv2dLayer(img_channels, channels, 1, **acts) for channels in widths
         )
