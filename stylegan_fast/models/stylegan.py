@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..layers import Conv2dLayer, StyleBlock, StyleLayer
 from ..layers.checks import check_choice, check_resolution, check_shape
 from ..ops import downsample2d, setup_filter, upsample2d
+from ._recorded import recorded
 from .stylegan2 import DiscriminatorEpilogue, MappingNetwork, _channels
 
 __all__ = ["Discriminator", "Generator", "StyleBlock", "SynthesisNetwork"]
@@ -126,6 +127,7 @@ class SynthesisNetwork(nn.Module):
         )
 
 
+@recorded
 class Generator(nn.Module):
     """img = synthesis(styles).
 
@@ -170,6 +172,7 @@ class Generator(nn.Module):
         return self.synthesis(styles, **synthesis_kwargs)
 
 
+@recorded
 class Discriminator(nn.Module):
     """logits = epilogue(blocks[0](… blocks[K-1](from_rgbs[K](img)))).
 
