@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.autograd import grad, gradgradcheck
 
 import stylegan_fast
+from stylegan_fast import backends
 from stylegan_fast.layers import StyleLayer
 from stylegan_fast.models.stylegan import Discriminator, Generator, StyleBlock
 from stylegan_fast.testing import assert_matches, relative_error
@@ -29,6 +30,14 @@ def perturbed(network):
         for parameter in network.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return network
+
+
+@pytest.fixture
+def backend(backend, device):
+    reason = backends.refusal(backend, "adain", device.type, torch.float32)
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+    return backend
 
 
 # As published

@@ -16,8 +16,7 @@ from .synthesis import NOISE_MODES
 
 
 class StyleLayer(nn.Module):
-    """y = AdaIN(act(x + noise_strength ⊙ noise + bias), affine(style)), one call of `adain` after
-    the noise.
+    """y = AdaIN(act(x + noise_strength ⊙ noise + bias), affine(style)), one call of `adain`.
 
     affine(style) [N, 2C] holds the scales of the normalised channels, less 1, then their shifts.
     noise [N, 1, H, W] is drawn anew ("random"), the buffer noise_const ("const", where the layer
@@ -56,10 +55,14 @@ class StyleLayer(nn.Module):
         check_shape("x", x, "N", self.channels, *size)
         check_shape("style", style, x.shape[0], self.style_dim)
         noise = self._noise(x, noise_mode)
-        if noise is not None:
-            strength = self.noise_strength.to(x.dtype)[:, None, None]
-            x = torch.addcmul(x, strength, noise.to(x.dtype))
-        return adain(x, self.affine(style), b=self.bias.to(x.dtype), act=self.activation)
+        return adain(
+            x,
+            self.affine(style),
+            noise=noise,
+            noise_strength=None if noise is None else self.noise_strength,
+            b=self.bias,
+            act=self.activation,
+        )
 
     def _noise(self, x: Tensor, noise_mode: str) -> Tensor | None:
         if noise_mode == "none":
