@@ -1,5 +1,6 @@
 """The StyleGAN networks: the published formulas and counts, growing, derivatives, bad input."""
 
+import json
 import math
 
 import pytest
@@ -344,7 +345,17 @@ def test_state_dict_round_trip():
     twin.load_state_dict(generator.state_dict(), strict=True)
     w = torch.randn(2, 5)
     assert torch.equal(twin(w, noise_mode="const"), generator(w, noise_mode="const"))
-    assert not [key for key in generator.state_dict() if "repeat" in key]
+    assert not [key for key in generator.state_dict() if "filter" in key and "conv" not in key]
+
+
+def test_networks_can_be_made_again():
+    generator = tiny_generator(8, c_dim=4, img_channels=1, resample_filter=[1, 2, 1])
+    discriminator = tiny_discriminator(8, c_dim=4, epilogue_kwargs={"mbstd_group_size": 2})
+    for network in (generator, discriminator):
+        assert json.loads(json.dumps(network.init_kwargs)) == network.init_kwargs
+        twin = type(network)(**network.init_kwargs)
+        twin.load_state_dict(network.state_dict(), strict=True)
+        assert repr(twin) == repr(network)
 
 
 def test_autocast():

@@ -78,7 +78,10 @@ def load_generator(arguments: argparse.Namespace) -> Generator:
 
 def output_folder(arguments: argparse.Namespace) -> Path:
     folder = Path(arguments.outdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--outdir {folder}: {error.strerror}") from error
     return folder
 
 
@@ -115,6 +118,20 @@ def seeded(
     z = styles.z_of_seeds(generator, seeds)
     with torch.no_grad():
         return z, generator.mapping(z, styles.labels(generator, len(z), arguments.label))
+
+
+def latents(
+    generator: Generator, arguments: argparse.Namespace
+) -> tuple[list[int], Tensor | None, Tensor]:
+    """(seeds, z, ws not yet truncated) of --seeds, or of --latents, numbered from 0 and without
+    z."""
+    if (arguments.seeds is None) == (arguments.latents is None):
+        raise ValueError("choose latents by either --seeds LIST or --latents FILE")
+    if arguments.seeds is not None:
+        seeds = numbers("--seeds", arguments.seeds)
+        return seeds, *seeded(generator, arguments, seeds)
+    ws = read_latents(generator, arguments.latents)
+    return list(range(len(ws))), None, ws
 
 
 def read_latents(generator: Generator, path: str) -> Tensor:

@@ -9,7 +9,7 @@ components of w.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,6 +73,7 @@ def edit(ws: Tensor, direction: Tensor, strength: float | Tensor, layers: Sequen
 def style_weights(generator: Generator) -> list[tuple[int, Tensor]]:
     """(row of ws, weight [styles, w_dim]) of every affine layer that makes styles of w."""
     synthesis = generator.synthesis
+    affines: list[tuple[int, Any]]
     if isinstance(synthesis, stylegan.SynthesisNetwork):
         affines = [
             (row, getattr(layer, "style", layer).affine)

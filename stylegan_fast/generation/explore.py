@@ -7,17 +7,16 @@ import argparse
 import numpy as np
 import torch
 
+from .._checks import check_number
 from . import directions, styles
 from .arguments import (
     add_latent_arguments,
     add_network_arguments,
+    latents,
     layers,
     load_generator,
-    numbers,
     output_folder,
-    read_latents,
     reported,
-    seeded,
 )
 from .images import grid, render, save_latents, save_png, save_video
 
@@ -65,17 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @reported
 def run(arguments: argparse.Namespace) -> None:
-    if (arguments.seeds is None) == (arguments.latents is None):
-        raise ValueError("choose latents by either --seeds LIST or --latents FILE")
+    check_number("--range", arguments.range)
     if arguments.steps < 2 or not 0 < arguments.fps <= 1000:
         raise ValueError(
             f"--steps {arguments.steps} --fps {arguments.fps:g}: at least 2 and positive"
         )
     generator = load_generator(arguments)
-    if arguments.seeds is not None:
-        _, ws = seeded(generator, arguments, numbers("--seeds", arguments.seeds))
-    else:
-        ws = read_latents(generator, arguments.latents)
+    _, _, ws = latents(generator, arguments)
     ws = styles.truncate(generator, ws, arguments.psi, arguments.cutoff)
     chosen = layers(generator, arguments.layers)
     vectors, scales = directions.find(

@@ -13,11 +13,11 @@ from . import styles
 from .arguments import (
     add_latent_arguments,
     add_network_arguments,
+    latents,
     layers,
     load_generator,
     numbers,
     output_folder,
-    read_latents,
     reported,
     seeded,
 )
@@ -65,8 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @reported
 def run(arguments: argparse.Namespace) -> None:
-    if (arguments.seeds is None) == (arguments.latents is None):
-        raise ValueError("choose latents by either --seeds LIST or --latents FILE")
     if arguments.mix is not None and arguments.interpolate is not None:
         raise ValueError("choose one of --mix and --interpolate")
     if arguments.layers is not None and arguments.mix is None and arguments.space != "w+":
@@ -76,12 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"--frames {arguments.frames} --fps {arguments.fps:g}: both must be positive"
         )
     generator = load_generator(arguments)
-    if arguments.seeds is not None:
-        seeds = numbers("--seeds", arguments.seeds)
-        z, ws = seeded(generator, arguments, seeds)
-    else:
-        z, ws = None, read_latents(generator, arguments.latents)
-        seeds = list(range(len(ws)))
+    seeds, z, ws = latents(generator, arguments)
     if arguments.mix is not None:
         _mix(generator, arguments, seeds, ws)
     elif arguments.interpolate is not None:
@@ -114,7 +107,8 @@ def _mix(
 ) -> None:
     """A first row and column of what is mixed, and the mixtures."""
     mixed = layers(generator, arguments.layers)
-    _, columns = seeded(generator, arguments, numbers("--mix", arguments.mix))
+    column_seeds = numbers("--mix", arguments.mix)
+    _, columns = seeded(generator, arguments, column_seeds)
     rows, columns = (
         styles.truncate(generator, ws, arguments.psi, arguments.cutoff) for ws in (rows, columns)
     )
@@ -122,18 +116,18 @@ def _mix(
     noise_mode = arguments.noise_mode
     top = np.stack(list(render(generator, columns, noise_mode)))
     cells = [np.zeros_like(top[:1]), top]
-    latents = []
+    mixtures = []
     for row in rows.split(1):
         ws = styles.mix(generator, row.expand_as(columns), columns, mixed)
-        latents.append(ws)
+        mixtures.append(ws)
         cells += [np.stack(list(render(generator, part, noise_mode))) for part in (row, ws)]
     save_png(folder / "mix.png", grid(np.concatenate(cells), columns=len(columns) + 1))
     save_latents(
         folder / "latents.npz",
         seeds=seeds,
-        mix=numbers("--mix", arguments.mix),
+        mix=column_seeds,
         layers=mixed,
-        ws=torch.cat(latents),
+        ws=torch.cat(mixtures),
     )
 
 

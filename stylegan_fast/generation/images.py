@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,9 @@ def save_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: 
 def _save_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     try:
         import imageio_ffmpeg
-    except ModuleNotFoundError as error:
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ModuleNotFoundError, RuntimeError) as error:
         raise ValueError(
             f"{path}: {error}; pip install 'stylegan_fast[train]' brings it, .gif needs nothing"
         ) from error
@@ -100,8 +103,8 @@ def read_image(path: str | os.PathLike[str], resolution: int, channels: int) -> 
     ValueError, naming the file, if it is no image.
     """
     try:
-        with Image.open(path) as image:
-            image = image.convert("L" if channels == 1 else "RGB")
+        with Image.open(path) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "it is no image that Pillow can read"
         raise ValueError(f"{path}: {reason}") from error
@@ -113,9 +116,9 @@ def read_image(path: str | os.PathLike[str], resolution: int, channels: int) -> 
     return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def save_latents(path: str | os.PathLike[str], **arrays: Tensor | Sequence | np.ndarray) -> None:
+def save_latents(path: str | os.PathLike[str], **arrays: Tensor | Sequence | None) -> None:
     """An .npz file of what is not None."""
-    plain = {
+    plain: dict[str, Any] = {
         name: value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         for name, value in arrays.items()
         if value is not None

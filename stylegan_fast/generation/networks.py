@@ -1,39 +1,16 @@
-"""One view of every family of generators: that of `models.stylegan2.Generator`."""
+"""One view of every family of generators, that of `models.stylegan2.Generator`: z_dim, c_dim,
+w_dim, num_ws, img_resolution, img_channels, mapping(z, c) with w_avg, synthesis(ws, noise_mode)."""
 
 from __future__ import annotations
 
 import os
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoints import CheckpointError, load_generator
 from ..layers.checks import check_shape
-from ..models import rosinality
-
-
-class Mapping(Protocol):
-    w_avg: Tensor
-
-    def __call__(self, z: Tensor, c: Tensor | None = None) -> Tensor: ...
-
-
-class Synthesis(Protocol):
-    def __call__(self, ws: Tensor, noise_mode: str = "random") -> Tensor: ...
-
-
-class Generator(Protocol):
-    """What this package asks of a network."""
-
-    z_dim: int
-    c_dim: int
-    w_dim: int
-    num_ws: int
-    img_resolution: int
-    img_channels: int
-    mapping: Mapping
-    synthesis: Synthesis
+from ..models import rosinality, stylegan, stylegan2
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Generator:
@@ -41,7 +18,9 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Ge
     network = load_generator(path, device)
     if isinstance(network, rosinality.Generator):
         network = Rosinality(network).eval().requires_grad_(False)
-    if getattr(getattr(network, "mapping", None), "w_avg", None) is None:
+    if not isinstance(network, Generator):
+        raise CheckpointError(f"{path} holds a {type(network).__name__}, which has no w")
+    if not hasattr(network.mapping, "w_avg"):
         raise CheckpointError(f"{path} holds a generator without w_avg, the mean of its latents")
     return network
 
@@ -62,6 +41,8 @@ class Rosinality(nn.Module):
 
 
 class RosinalityMapping(nn.Module):
+    w_avg: Tensor
+
     def __init__(self, network: rosinality.Generator) -> None:
         super().__init__()
         self.style = network.style
@@ -87,3 +68,6 @@ class RosinalitySynthesis(nn.Module):
         noise = {"const": noises, "none": [torch.zeros_like(noise) for noise in noises]}
         img, _ = self.network([ws], input_is_latent=True, noise=noise.get(noise_mode))
         return img
+
+
+Generator = stylegan.Generator | stylegan2.Generator | Rosinality

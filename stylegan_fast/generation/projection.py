@@ -55,8 +55,8 @@ def project(
 
     space "w" finds one vector for all layers, "w+" one for each. perceptual: features of an image,
     such as `vgg16_features`. With `optimize_noise` the constant noise maps are found too, kept
-    white by `noise_penalty`. `progress` gets the loss and w [1, num_ws or 1, w_dim] after each step.
-    The generator is left as it is.
+    white by `noise_penalty`. `progress` gets the loss and w [1, num_ws or 1, w_dim] after each
+    step. The generator is left as it is.
     """
     check_choice("space", space, SPACES)
     size = generator.img_resolution
@@ -67,7 +67,8 @@ def project(
     w_avg, w_std = _statistics(generator, c, random)
     synthesis = copy.deepcopy(generator.synthesis).requires_grad_(False)
     target = target.to(w_avg)
-    features = None if perceptual is None else perceptual(target).detach()
+    if perceptual is not None:
+        features = perceptual(target).detach()
 
     rows = generator.num_ws if space == "w+" else 1
     w = w_avg.repeat(1, rows, 1).requires_grad_()
@@ -110,18 +111,15 @@ def pyramid_distance(image: Tensor, target: Tensor) -> Tensor:
 
 
 def noise_penalty(noise: Tensor) -> Tensor:
-    """Σ over the scales of mean(n · n shifted by a pixel)², along x and y: 0 for white noise.
-
-    Halving keeps the variance of white noise.
-    """
+    """Σ over the scales, down to 8², of mean(n · n shifted by a pixel)², along x and y: about 0 for
+    white noise, whose variance halving keeps."""
     noise = noise.reshape(1, 1, *noise.shape[-2:])
     penalty = noise.new_zeros(())
-    while True:
+    while noise.shape[2] >= COARSEST:
         for axis in (2, 3):
             penalty = penalty + (noise * noise.roll(1, axis)).mean().square()
-        if noise.shape[2] <= COARSEST:
-            return penalty
         noise = avg_pool2d(noise, 2) * 2
+    return penalty
 
 
 def vgg16_features(weights: str | Path | None = None) -> nn.Module:

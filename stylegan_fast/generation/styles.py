@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from .._checks import check_number
 from ..layers.checks import check_choice
 from .networks import Generator
 
@@ -45,6 +47,7 @@ def labels(generator: Generator, samples: int, label: int | None) -> Tensor | No
 
 def truncate(generator: Generator, ws: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
     """w_avg + psi · (ws - w_avg) in the first `cutoff` rows (None: in all)."""
+    psi = check_number("psi", psi)
     if cutoff is None:
         cutoff = generator.num_ws
     elif not 0 <= cutoff <= generator.num_ws:
@@ -109,12 +112,12 @@ def interpolate(keys: Tensor, frames: int, path: str = "linear", loop: bool = Tr
 
 
 def _slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    length_a, length_b = (v.norm(dim=-1, keepdim=True).clamp(min=1e-12) for v in (a, b))
-    cosine = (a / length_a * b / length_b).sum(dim=-1, keepdim=True).clamp(-1, 1)
+    length_a, length_b = (v.norm(dim=-1, keepdim=True) for v in (a, b))
+    unit_a, unit_b = (normalize(v, dim=-1) for v in (a, b))
+    cosine = (unit_a * unit_b).sum(dim=-1, keepdim=True).clamp(-1, 1)
     angle = cosine.acos()
-    straight = angle.sin() < 1e-6  # no one great circle through the same or opposite directions
-    sine = torch.where(straight, torch.ones_like(angle), angle.sin())
-    direction = ((1 - t) * angle).sin() / sine * a / length_a + (
-        t * angle
-    ).sin() / sine * b / length_b
+    # No one great circle leads through the same or opposite directions, or through 0.
+    straight = (cosine.abs() > 1 - 1e-6) | (torch.minimum(length_a, length_b) == 0)
+    sine = torch.where(straight, 1, angle.sin())
+    direction = ((1 - t) * angle).sin() / sine * unit_a + (t * angle).sin() / sine * unit_b
     return torch.where(straight, a.lerp(b, t), direction * length_a.lerp(length_b, t))

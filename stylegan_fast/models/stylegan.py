@@ -60,6 +60,8 @@ class SynthesisNetwork(nn.Module):
     and layers are then unused.
     """
 
+    repeat_filter: Tensor
+
     def __init__(
         self,
         w_dim: int,
@@ -187,6 +189,8 @@ class Discriminator(nn.Module):
     Differentiable twice with respect to img, c and the parameters. ValueError for another shape of
     img or c, a missing label, or a batch the minibatch standard deviation cannot group.
     """
+
+    mean_filter: Tensor
 
     def __init__(
         self,
