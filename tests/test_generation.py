@@ -267,6 +267,14 @@ def axes_generator(scales, mean):
     return SimpleNamespace(mapping=mapping, z_dim=3, w_dim=3, num_ws=1)
 
 
+def test_sefas_scale_is_the_deviation_of_w(generator):
+    w = generator.mapping(torch.randn(10_000, 6))[:, 0]
+    expected = w.var(dim=0).mean().sqrt().item()
+    assert directions.find(generator, count=2).scales.tolist() == pytest.approx(
+        [expected] * 2, rel=0.1
+    )
+
+
 def test_pca_finds_the_axes_of_w():
     found = directions.find(axes_generator([0.5, 3.0, 1.0], [5.0, 6.0, 7.0]), "pca", 2)
     expected = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])

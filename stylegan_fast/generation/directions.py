@@ -23,8 +23,8 @@ METHODS = ("sefa", "pca")
 
 
 class Directions(NamedTuple):
-    """Unit vectors [K, w_dim], the most important first, and the standard deviation of w along
-    each [K]."""
+    """Unit vectors [K, w_dim], the most important first, and what counts as a strength of 1 along
+    each [K]: w's standard deviation along it, for SeFa, which does not look at w, along any."""
 
     vectors: Tensor
     scales: Tensor
@@ -40,8 +40,8 @@ def find(
     samples: int = 10000,
     seed: int = 0,
 ) -> Directions:
-    """`count` directions. SeFa looks at the rows `layers` (None: all); w of `samples` latents, all
-    of the label c [1, c_dim], gives the scales, and the directions of "pca"."""
+    """`count` directions. SeFa looks at the rows `layers` (None: all). The statistics are of
+    `samples` latents w, all of the label c [1, c_dim]."""
     check_choice("method", method, METHODS)
     if not 1 <= count <= generator.w_dim:
         raise ValueError(f"{count=} must be between 1 and w_dim={generator.w_dim}")
@@ -51,14 +51,16 @@ def find(
     covariance = w.T @ w / (samples - 1)
     if method == "sefa":
         rows = range(generator.num_ws) if layers is None else check_layers(generator, layers)
-        weights = torch.cat([weight for row, weight in style_weights(generator) if row in rows])
-        _, vectors = torch.linalg.eigh((weights.T @ weights).double().cpu())
+        a = torch.cat([weight for row, weight in style_weights(generator) if row in rows])
+        _, vectors = torch.linalg.eigh((a.T @ a).double().cpu())
+        variances = covariance.diagonal().mean().repeat(count)
     else:
-        _, vectors = torch.linalg.eigh(covariance)
+        variances, vectors = torch.linalg.eigh(covariance)
+        variances = variances.flip(0)[:count]
     vectors = vectors.flip(1)[:, :count].T
     largest = vectors.abs().argmax(dim=1, keepdim=True)
     vectors = vectors * vectors.gather(1, largest).sign()  # eigenvectors have no sign of their own
-    scales = (vectors @ covariance * vectors).sum(dim=1).clamp(min=0).sqrt()
+    scales = variances.clamp(min=0).sqrt()
     w_avg = generator.mapping.w_avg
     return Directions(vectors.to(w_avg), scales.to(w_avg))
 

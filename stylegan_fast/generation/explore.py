@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--range",
         type=float,
         default=3,
-        help="largest strength, in standard deviations of w along the direction (default: 3)",
+        help="largest strength, in standard deviations of w (default: 3)",
     )
     parser.add_argument("--steps", type=int, default=7, help="strengths (default: 7)")
     parser.add_argument(
