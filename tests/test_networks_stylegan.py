@@ -1,5 +1,6 @@
 """The StyleGAN networks: the published formulas and counts, growing, derivatives, bad input."""
 
+import inspect
 import json
 import math
 
@@ -122,6 +123,27 @@ def test_introductory_example():
     image = Generator(24, channel_base=512)(styles)
     assert image.shape == (1, 3, 128, 128)
     assert image.clamp(-1, 1).std() > 0.1
+
+
+def test_introductory_signatures():
+    def positional(function):
+        return [
+            str(p.replace(annotation=p.empty))
+            for p in inspect.signature(function).parameters.values()
+            if p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
+
+    assert positional(StyleBlock)[:4] == [
+        "in_channels",
+        "out_channels",
+        "style_dim",
+        "upsample=True",
+    ]
+    assert positional(StyleBlock.forward) == ["self", "x", "style", "noise_mode='random'"]
+    assert positional(Generator) == ["style_dim", "resolution=128"]
+    assert positional(Generator.forward) == ["self", "styles"]
+    assert positional(Discriminator) == ["resolution=128"]
+    assert positional(Discriminator.forward) == ["self", "img", "c=None"]
 
 
 def test_style_block_shapes():
