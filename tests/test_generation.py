@@ -188,6 +188,13 @@ def test_mp4(tmp_path, channels):
     assert shown == pytest.approx([0, 120, 250], abs=8)
 
 
+def test_an_mp4_that_cannot_be_written(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    frames = [np.zeros((16, 16, 3), np.uint8)] * 3
+    with pytest.raises(ValueError, match=r"missing/a.mp4 cannot be written: .*[Nn]o such file"):
+        images.save_video(tmp_path / "missing" / "a.mp4", frames)
+
+
 def test_an_image_is_cut_to_its_middle(tmp_path):
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[:, 2:4] = 255, 0, 0
@@ -502,6 +509,7 @@ def bad(files, tmp_path):
     """Files that are not what they should be."""
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "text.npz").write_text("no arrays")
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     np.savez(tmp_path / "other.npz", ws=np.zeros((1, 3, 4), np.float32))
     np.savez(tmp_path / "empty.npz", w=np.zeros(3, np.float32))
@@ -535,6 +543,9 @@ def bad(files, tmp_path):
         ("explore --network {stylegan} --seeds 1 --steps 1", "--steps 1 --fps 10: at least 2"),
         ("explore --network {stylegan} --seeds 1 --layers x", "--layers 'x' is not a list"),
         ("explore --network {stylegan} --seeds 1 --range inf", "--range must be finite"),
+        ("project --network {stylegan} --target {red.png} --steps 0", "--steps 0 must be at"),
+        ("project --network {stylegan} --target {red.png} --lr 0", "--lr 0 must be positive"),
+        ("project --network {labels} --target {red.png}", "this network has 3 classes: choose"),
         ("project --network {stylegan} --target {none}", "none: No such file"),
         ("project --network {stylegan} --target {text.png}", "text.png: it is no image"),
         ("project --network {stylegan} --target {cut.png}", "cut.png: it is no image"),

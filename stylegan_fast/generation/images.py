@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def _save_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     try:
         import imageio_ffmpeg
 
-        imageio_ffmpeg.get_ffmpeg_exe()
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     except (ModuleNotFoundError, RuntimeError) as error:
         raise ValueError(
             f"{path}: {error}; pip install 'stylegan_fast[train]' brings it, .gif needs nothing"
@@ -86,15 +88,21 @@ def _save_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     frames = iter(frames)
     first = next(frames)
     height, width = first.shape[:2]
-    writer = imageio_ffmpeg.write_frames(
-        str(path), (width, height), fps=fps, quality=8, macro_block_size=2
-    )
-    writer.send(None)
-    try:
-        for frame in (first, *frames):
-            writer.send(np.ascontiguousarray(np.broadcast_to(frame, (height, width, 3))))
-    finally:
-        writer.close()
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)]
+    h264 = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", str(path.absolute())]
+    with subprocess.Popen(
+        [ffmpeg, "-y", "-loglevel", "error", *raw, "-i", "-", *h264],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # its last words say why
+            for frame in (first, *frames):
+                process.stdin.write(np.broadcast_to(frame, (height, width, 3)).tobytes())
+        _, words = process.communicate()
+    if process.returncode != 0:
+        reason = words.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ValueError(f"{path} cannot be written: {reason or 'ffmpeg failed'}")
 
 
 def read_image(path: str | os.PathLike[str], resolution: int, channels: int) -> Tensor:

@@ -57,9 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.lr < float("inf"):
         raise ValueError(f"--lr {arguments.lr:g} must be positive")
+    if arguments.steps < 1:
+        raise ValueError(f"--steps {arguments.steps} must be at least 1")
     generator = load_generator(arguments)
     like = generator.mapping.w_avg
     target = read_image(arguments.target, generator.img_resolution, generator.img_channels)
+    c = styles.labels(generator, 1, arguments.label)
     perceptual = None
     if arguments.perceptual is not None:
         perceptual = projection.vgg16_features(arguments.perceptual or None).to(like)
@@ -78,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
             space=arguments.space,
             steps=arguments.steps,
             lr=arguments.lr,
-            c=styles.labels(generator, 1, arguments.label),
+            c=c,
             perceptual=perceptual,
             optimize_noise=arguments.optimize_noise,
             seed=arguments.seed,
