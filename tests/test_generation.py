@@ -480,6 +480,18 @@ def test_explore(files, family, tmp_path, method):
         np.testing.assert_array_equal(cells[row, :, 2], last)
 
 
+def test_explored_latents_are_latents(files, tmp_path):
+    shared = ("--network", files["stylegan"])
+    explore = ("--seeds", "1,2", "--count", 1, "--samples", 50, "--outdir", tmp_path / "a")
+    command("explore", *shared, *explore)
+    found = ("--latents", tmp_path / "a" / "directions.npz", "--outdir", tmp_path / "b")
+    assert command("generate", *shared, *found) == 0
+    generator = load(files["stylegan"])
+    ws = generator.mapping(styles.z_of_seeds(generator, [1, 2]))
+    for index, pixels in enumerate(images.render(generator, ws)):
+        assert_shows(tmp_path / "b" / f"latent{index:04d}.png", pixels)
+
+
 def test_explore_as_a_film(files, tmp_path):
     shared = ("explore", "--network", files["stylegan2"], "--samples", 50, "--count", 1)
     assert command(*shared, "--seeds", "1-3", "--format", "gif", "--outdir", tmp_path) == 0
@@ -512,6 +524,10 @@ def bad(files, tmp_path):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     np.savez(tmp_path / "other.npz", ws=np.zeros((1, 3, 4), np.float32))
+    (tmp_path / "nothing.npz").touch()
+    noise = {"ws": np.zeros((1, 6, 5), np.float32), "noise/w_avg": np.zeros(5, np.float32)}
+    np.savez(tmp_path / "noise.npz", **noise)
+    np.savez(tmp_path / "words.npz", ws=np.array(["a"]))
     np.savez(tmp_path / "empty.npz", w=np.zeros(3, np.float32))
     return {**files, **{path.name: path for path in tmp_path.iterdir()}, "none": tmp_path / "none"}
 
@@ -536,12 +552,18 @@ def bad(files, tmp_path):
         ("generate --network {stylegan} --seeds 1 --frames 0", "--frames 0 --fps 30: both"),
         ("generate --network {stylegan} --seeds 1 --device tpu", "--device tpu: "),
         ("generate --network {stylegan} --latents {text.npz}", "text.npz: it is no .npz file"),
+        ("generate --network {stylegan} --latents {nothing.npz}", "nothing.npz: it is no .npz"),
+        ("generate --network {stylegan} --latents {words.npz}", "words.npz: it is no .npz file"),
+        ("generate --network {stylegan} --latents {noise.npz}", "noise/w_avg is no noise map of"),
         ("generate --network {stylegan} --latents {none}", "none: No such file"),
         ("generate --network {stylegan} --latents {empty.npz}", "empty.npz holds no ws, not ws of"),
         ("generate --network {stylegan} --latents {other.npz}", "ws of shape [1, 3, 4], not ws of"),
         ("explore --network {stylegan} --seeds 1 --count 6", "count=6 must be between 1 and"),
         ("explore --network {stylegan} --seeds 1 --steps 1", "--steps 1 --fps 10: at least 2"),
-        ("explore --network {stylegan} --seeds 1 --layers x", "--layers 'x' is not a list"),
+        (
+            "explore --network {stylegan} --seeds 1 --layers x",
+            "explore: --layers 'x' is not a list",
+        ),
         ("explore --network {stylegan} --seeds 1 --range inf", "--range must be finite"),
         ("project --network {stylegan} --target {red.png} --steps 0", "--steps 0 must be at"),
         ("project --network {stylegan} --target {red.png} --lr 0", "--lr 0 must be positive"),

@@ -22,6 +22,9 @@ MOST_NUMBERS = 100_000
 NOISE = "noise/"
 """Begins the names of noise maps in a file of latents."""
 
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile)
+"""What NumPy and PyTorch raise on files that are no .npz of arrays of numbers."""
+
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -105,8 +108,9 @@ def layers(generator: Generator, text: str | None) -> list[int]:
     """The layers of --layers, by default all."""
     if text is None:
         return list(range(generator.num_ws))
+    chosen = numbers("--layers", text)
     try:
-        return styles.check_layers(generator, numbers("--layers", text))
+        return styles.check_layers(generator, chosen)
     except ValueError as error:
         raise ValueError(f"--layers {text!r}: {error}") from error
 
@@ -138,8 +142,12 @@ def read_latents(generator: Generator, path: str) -> Tensor:
     """ws [N, num_ws, w_dim] of an .npz file, whose noise maps replace the generator's."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            arrays = {
+                name: torch.from_numpy(file[name])
+                for name in file.files
+                if name == "ws" or name.startswith(NOISE)
+            }
+    except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or "it is no .npz file of arrays"
         raise ValueError(f"--latents {path}: {reason}") from error
     ws = arrays.get("ws")
@@ -150,10 +158,10 @@ def read_latents(generator: Generator, path: str) -> Tensor:
             f"--latents {path} holds {got}, not ws of shape [N, {shape[0]}, {shape[1]}]"
         )
     buffers = dict(generator.synthesis.named_buffers())
+    del arrays["ws"]
     for name, noise in arrays.items():
-        if name.startswith(NOISE):
-            buffer = buffers.get(name.removeprefix(NOISE))
-            if buffer is None or buffer.shape != noise.shape:
-                raise ValueError(f"--latents {path}: {name} is no noise map of this network")
-            buffer.copy_(noise)
+        buffer = buffers.get(name.removeprefix(NOISE))
+        if buffer is None or buffer.shape != noise.shape:
+            raise ValueError(f"--latents {path}: {name} is no noise map of this network")
+        buffer.copy_(noise)
     return ws.to(generator.mapping.w_avg)
