@@ -562,7 +562,7 @@ def bad(files, tmp_path):
         ("explore --network {stylegan} --seeds 1 --steps 1", "--steps 1 --fps 10: at least 2"),
         (
             "explore --network {stylegan} --seeds 1 --layers x",
-            "explore: --layers 'x' is not a list",
+            "explore: --layers 'x' is not a",
         ),
         ("explore --network {stylegan} --seeds 1 --range inf", "--range must be finite"),
         ("project --network {stylegan} --target {red.png} --steps 0", "--steps 0 must be at"),
