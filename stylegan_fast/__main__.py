@@ -15,6 +15,9 @@ COMMANDS = {
     "check": ("stylegan_fast.check", "compare every op with its definition on this machine"),
     "convert": ("stylegan_fast.checkpoints.convert", "convert checkpoints, or show what one holds"),
     "dataset": ("stylegan_fast.training.dataset", "make a dataset of images, or the example"),
+    "generate": ("stylegan_fast.generation.generate", "images and films from a trained generator"),
+    "explore": ("stylegan_fast.generation.explore", "change images along directions in W"),
+    "project": ("stylegan_fast.generation.project", "find the latents of a given image"),
     "bench": ("stylegan_fast.benchmarks", "time the ops beside PyTorch's and other formulations"),
 }
 """Modules with add_arguments(parser) and run(arguments) -> exit status, imported when called."""

@@ -33,6 +33,7 @@ LAYERS = (
     "models",
     "checkpoints",
     "training",
+    "generation",
     "swap",
     PACKAGE,
     "testing",

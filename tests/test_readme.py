@@ -18,4 +18,4 @@ def test_code_runs(block):
 
 
 def test_there_are_examples():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3

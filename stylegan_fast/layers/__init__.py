@@ -1,5 +1,5 @@
-"""Layers of the StyleGAN2 networks, with the originals' names, arguments and state_dict keys. Those
-in `rosinality` belong to the other family of code.
+"""Layers of the StyleGAN2 networks, with the originals' names, arguments and state_dict keys; those
+in `rosinality` belong to the other family of code, those in `style` to StyleGAN.
 
 Each layer makes one fused call, so it gains from every faster kernel without changing.
 """
@@ -24,6 +24,7 @@ from .rosinality import (
     Upsample,
     fused_leaky_relu,
 )
+from .style import StyleBlock, StyleLayer
 from .synthesis import SynthesisLayer, ToRGBLayer
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "NoiseInjection",
     "PixelNorm",
     "ResBlock",
+    "StyleBlock",
+    "StyleLayer",
     "StyledConv",
     "SynthesisLayer",
     "ToRGB",

@@ -1,0 +1,134 @@
+"""Images as files: 8-bit pixels, grids, PNG, GIF and MP4."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .networks import Generator
+
+VIDEOS = (".gif", ".mp4")
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Pixels [N, H, W, C] of images [N, C, H, W] in [-1, 1]; C is 1 or 3."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images have 1 or 3 channels, got images.shape={tuple(images.shape)}")
+    pixels = (images.detach().float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+@torch.no_grad()
+def render(
+    generator: Generator, ws: Tensor, noise_mode: str = "const", seeds: Sequence[int] | None = None
+) -> Iterator[np.ndarray]:
+    """Pixels [H, W, C] of every ws[n], one after the other, so that none depends on the others.
+    Random noise is drawn from seeds[n], by default from 0 for all."""
+    for index, row in enumerate(ws.split(1)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0 if seeds is None else seeds[index])
+            image = generator.synthesis(row, noise_mode=noise_mode)
+        yield to_uint8(image)[0]
+
+
+def grid(pixels: np.ndarray, columns: int) -> np.ndarray:
+    """[R·H, columns·W, C]: images [N, H, W, C] row by row, black where the last row ends early."""
+    if columns < 1 or not len(pixels):
+        raise ValueError(f"a grid needs an image and a column, got {len(pixels)} and {columns=}")
+    count, height, width, channels = pixels.shape
+    rows = -(-count // columns)
+    cells = np.zeros((rows * columns, height, width, channels), np.uint8)
+    cells[:count] = pixels
+    cells = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return cells.reshape(rows * height, columns * width, channels)
+
+
+def picture(pixels: np.ndarray) -> Image.Image:
+    """Pixels [H, W, C] as Pillow has them."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def save_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
+    picture(pixels).save(path, format="PNG")
+
+
+def save_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float = 30) -> None:
+    """Frames [H, W, C] as a GIF that repeats, or as H.264, by the name's ending."""
+    path = Path(path)
+    if path.suffix == ".gif":
+        pictures = [picture(frame) for frame in frames]
+        duration = max(round(1000 / fps), 20)  # players slow shorter ones down
+        pictures[0].save(
+            path, format="GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0
+        )
+    elif path.suffix == ".mp4":
+        _save_mp4(path, frames, fps)
+    else:
+        raise ValueError(f"{path}: the name of a video ends with {' or '.join(VIDEOS)}")
+
+
+def _save_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    try:
+        import imageio_ffmpeg
+
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    except (ModuleNotFoundError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: {error}; pip install 'stylegan_fast[train]' brings it, .gif needs nothing"
+        ) from error
+    frames = iter(frames)
+    first = next(frames)
+    height, width = first.shape[:2]
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)]
+    h264 = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", str(path.absolute())]
+    with subprocess.Popen(
+        [ffmpeg, "-y", "-loglevel", "error", *raw, "-i", "-", *h264],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # its last words say why
+            for frame in (first, *frames):
+                process.stdin.write(np.broadcast_to(frame, (height, width, 3)).tobytes())
+        _, words = process.communicate()
+    if process.returncode != 0:
+        reason = words.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ValueError(f"{path} cannot be written: {reason or 'ffmpeg failed'}")
+
+
+def read_image(path: str | os.PathLike[str], resolution: int, channels: int) -> Tensor:
+    """[1, channels, resolution, resolution] in [-1, 1]: the middle square of an image, resized.
+
+    ValueError, naming the file, if it is no image.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "it is no image that Pillow can read"
+        raise ValueError(f"{path}: {reason}") from error
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    image = image.crop((left, top, left + side, top + side))
+    image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image)).reshape(resolution, resolution, channels)
+    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def save_latents(path: str | os.PathLike[str], **arrays: Tensor | Sequence | None) -> None:
+    """An .npz file of what is not None."""
+    plain: dict[str, Any] = {
+        name: value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        for name, value in arrays.items()
+        if value is not None
+    }
+    np.savez(path, **plain)
