@@ -36,6 +36,7 @@ class _Walk(NamedTuple):
     parts: int
     steps: int  # tiles of a part
     PLANES: bool
+    ALIGNED: bool
     WIDE: bool
     PIXELS: int
     CHANNELS: int
@@ -57,32 +58,45 @@ def _walk(outer: int, channels: int, inner: int, pixels: int) -> tuple[tuple[int
     steps = triton.cdiv(tiles, max(1, min(WAVE // programs, _MAX_PARTS)))
     parts = triton.cdiv(tiles, steps)
     wide = samples * channels * pixels >= 2**31 - _TILE
+    aligned = (pixels if planes else channels) % 8 == 0
     walk = _Walk(
-        channels, pixels, channel_tiles, parts, steps, planes, wide, tile_pixels, tile_channels
-    )
+        channels, pixels, channel_tiles, parts, steps, planes, aligned, wide,
+        tile_pixels, tile_channels,
+    )  # fmt: skip
     return (programs, parts), walk
 
 
 # The sizes differ from layer to layer; specialising on them would compile each layer anew.
-_SIZES = ["channels", "pixels", "channel_tiles", "parts", "steps"]
+_SIZES = ["all_channels", "channels", "pixels", "channel_tiles", "parts", "steps"]
 
 
 @triton.jit
-def _place(channels, channel_tiles, WIDE: tl.constexpr, CHANNELS: tl.constexpr):
-    """The sample of this program, its channels, and which there are."""
+def _place(
+    channels, pixels, channel_tiles, PLANES: tl.constexpr, ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """The sizes, the sample of this program, its channels, and which there are."""
+    if ALIGNED:  # tells the compiler that every row starts a pack
+        if PLANES:
+            pixels = pixels // 8 * 8
+        else:
+            channels = channels // 8 * 8
     program = tl.program_id(0).to(tl.int64 if WIDE else tl.int32)
     sample = program // channel_tiles
     channel = program % channel_tiles * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    return sample, tl.minimum(channel, channels - 1), channel < channels
+    return channels, pixels, sample, channel, channel < channels
 
 
 @triton.jit
-def _operands(strength, b, channel, STRENGTH_PER_CHANNEL: tl.constexpr):
+def _operands(strength, b, channel, is_channel, STRENGTH_PER_CHANNEL: tl.constexpr):
     """Of the channels of a tile."""
     if strength is not None:
-        strength = tl.load(strength + (channel if STRENGTH_PER_CHANNEL else channel * 0))
+        if STRENGTH_PER_CHANNEL:
+            strength = tl.load(strength + channel, is_channel, 0)
+        else:
+            strength = tl.load(strength)
     if b is not None:
-        b = tl.load(b + channel)
+        b = tl.load(b + channel, is_channel, 0)
     return strength, b
 
 
@@ -142,24 +156,27 @@ def _merge(count, mean, squares, other_count, other_mean, other_squares):
     return total, mean, squares
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES[1:])
 def adain_statistics_kernel(
     x, workspace, noise, strength, b, alpha, gain, clamp,
     ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
     STRENGTH_PER_CHANNEL: tl.constexpr, channels, pixels, channel_tiles, parts, steps,
-    PLANES: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    PLANES: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Into the workspace [samples, channels, parts, 4] go, of each part, the number of pixels, the
     mean of u, less what the first pixel of the channel has, the squared deviations from the mean,
     and u of the first pixel: the mean of equal numbers would be rounded, that of zeros is not."""
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    sample, channel, is_channel = _place(channels, channel_tiles, WIDE, CHANNELS)
-    strength, b = _operands(strength, b, channel, STRENGTH_PER_CHANNEL)
+    channels, pixels, sample, channel, is_channel = _place(
+        channels, pixels, channel_tiles, PLANES, ALIGNED, WIDE, CHANNELS
+    )
+    strength, b = _operands(strength, b, channel, is_channel, STRENGTH_PER_CHANNEL)
     if PLANES:
         first = (sample * channels + channel) * pixels
     else:
         first = sample * pixels * channels + channel
-    pivot, z = _preactivation(
+    pivot, first_z = _preactivation(
         x, first, is_channel, noise, strength, b, sample, tl.zeros([1, 1], tl.int32), pixels, ACC,
         NOISE_PER_SAMPLE,
     )  # fmt: skip
@@ -195,10 +212,13 @@ def adain_forward_kernel(
     x, y, statistics, workspace, styles, noise, strength, b, alpha, gain, clamp, eps, all_channels,
     ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
     STRENGTH_PER_CHANNEL: tl.constexpr, channels, pixels, channel_tiles, parts, steps,
-    PLANES: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    PLANES: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    sample, channel, is_channel = _place(channels, channel_tiles, WIDE, CHANNELS)
+    channels, pixels, sample, channel, is_channel = _place(
+        channels, pixels, channel_tiles, PLANES, ALIGNED, WIDE, CHANNELS
+    )
     at = sample * channels + channel
     count = tl.zeros([1, CHANNELS], ACC)
     mean = tl.zeros([1, CHANNELS], ACC)
@@ -206,18 +226,19 @@ def adain_forward_kernel(
     for part in range(parts):
         place = workspace + (at * parts + part) * 4
         count, mean, squares = _merge(
-            count, mean, squares, tl.load(place), tl.load(place + 1), tl.load(place + 2)
-        )
-    mean += tl.load(workspace + at * parts * 4 + 3)
+            count, mean, squares, tl.load(place, is_channel, 1),
+            tl.load(place + 1, is_channel, 0), tl.load(place + 2, is_channel, 0),
+        )  # fmt: skip
+    mean += tl.load(workspace + at * parts * 4 + 3, is_channel, 0)
     rstd = 1 / tl.sqrt(squares / pixels + eps)
     if tl.program_id(1) == 0:
         tl.store(statistics + at, mean, is_channel)
         tl.store(statistics + all_channels + at, rstd, is_channel)
 
     styles += sample * channels + at
-    factor = (tl.load(styles) + 1) * rstd
-    shift = tl.load(styles + channels)
-    strength, b = _operands(strength, b, channel, STRENGTH_PER_CHANNEL)
+    factor = (tl.load(styles, is_channel, 0) + 1) * rstd
+    shift = tl.load(styles + channels, is_channel, 0)
+    strength, b = _operands(strength, b, channel, is_channel, STRENGTH_PER_CHANNEL)
     for step in range(steps):
         pixel, offset, inside = _tile(
             step, sample, channel, is_channel, channels, pixels, parts, steps, PLANES, PIXELS
@@ -229,19 +250,22 @@ def adain_forward_kernel(
         tl.store(y + offset, ((u - mean) * factor + shift).to(y.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES[1:])
 def adain_sums_kernel(
-    dy, x, statistics, workspace, noise, strength, b, alpha, gain, clamp, all_channels,
+    dy, x, statistics, workspace, noise, strength, b, alpha, gain, clamp,
     ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
     STRENGTH_PER_CHANNEL: tl.constexpr, channels, pixels, channel_tiles, parts, steps,
-    PLANES: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    PLANES: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Into the workspace [samples, channels, parts, 2] go the sums of dy * (u - mean) and of dy."""
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    sample, channel, is_channel = _place(channels, channel_tiles, WIDE, CHANNELS)
+    channels, pixels, sample, channel, is_channel = _place(
+        channels, pixels, channel_tiles, PLANES, ALIGNED, WIDE, CHANNELS
+    )
     at = sample * channels + channel
-    mean = tl.load(statistics + at)
-    strength, b = _operands(strength, b, channel, STRENGTH_PER_CHANNEL)
+    mean = tl.load(statistics + at, is_channel, 0)
+    strength, b = _operands(strength, b, channel, is_channel, STRENGTH_PER_CHANNEL)
     products = tl.zeros([PIXELS, CHANNELS], ACC)
     gradients = tl.zeros([PIXELS, CHANNELS], ACC)
     for step in range(steps):
@@ -266,30 +290,33 @@ def adain_backward_kernel(
     noise, strength, b, alpha, gain, clamp, all_channels,
     ACT: tl.constexpr, HAS_CLAMP: tl.constexpr, NOISE_PER_SAMPLE: tl.constexpr,
     STRENGTH_PER_CHANNEL: tl.constexpr, channels, pixels, channel_tiles, parts, steps,
-    PLANES: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    PLANES: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Into sums [2, samples, channels, parts] go the sums of dx, and of dx * noise."""
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    sample, channel, is_channel = _place(channels, channel_tiles, WIDE, CHANNELS)
+    channels, pixels, sample, channel, is_channel = _place(
+        channels, pixels, channel_tiles, PLANES, ALIGNED, WIDE, CHANNELS
+    )
     at = sample * channels + channel
-    mean = tl.load(statistics + at)
-    rstd = tl.load(statistics + all_channels + at)
+    mean = tl.load(statistics + at, is_channel, 0)
+    rstd = tl.load(statistics + all_channels + at, is_channel, 0)
     along = tl.zeros([1, CHANNELS], ACC)
     total = tl.zeros([1, CHANNELS], ACC)
     for part in range(parts):
         place = workspace + (at * parts + part) * 2
-        along += tl.load(place)
-        total += tl.load(place + 1)
+        along += tl.load(place, is_channel, 0)
+        total += tl.load(place + 1, is_channel, 0)
     along *= rstd
     style_at = sample * channels + at
     if tl.program_id(1) == 0:
         tl.store(d_styles + style_at, along, is_channel)
         tl.store(d_styles + style_at + channels, total, is_channel)
-    factor = (tl.load(styles + style_at) + 1) * rstd
+    factor = (tl.load(styles + style_at, is_channel, 0) + 1) * rstd
     along *= rstd / pixels
     total /= pixels
 
-    strength, b = _operands(strength, b, channel, STRENGTH_PER_CHANNEL)
+    strength, b = _operands(strength, b, channel, is_channel, STRENGTH_PER_CHANNEL)
     dv_sums = tl.zeros([PIXELS, CHANNELS], ACC)
     noise_sums = tl.zeros([PIXELS, CHANNELS], ACC)
     for step in range(steps):
@@ -358,9 +385,7 @@ def adain_backward(
     operands, constants = _constants(tail)
     workspace = statistics.new_empty((*statistics.shape[1:], walk.parts, 2))
     all_channels = statistics[0].numel()
-    adain_sums_kernel[grid](
-        dy, x, statistics, workspace, *operands, all_channels, *constants, *walk, **_OPTIONS
-    )
+    adain_sums_kernel[grid](dy, x, statistics, workspace, *operands, *constants, *walk, **_OPTIONS)
     partial = statistics.new_empty((*statistics.shape, walk.parts))
     adain_backward_kernel[grid](
         dy, x, statistics, workspace, styles, dx, d_styles, partial, *operands, all_channels,

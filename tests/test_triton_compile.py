@@ -76,6 +76,36 @@ def curved(module, g, dtype, order, act=SWISH, per_sample=False):
     )  # fmt: skip
 
 
+def adain(module, g, dtype, backward=False, act=LRELU, per_sample=True):
+    samples, channels = g.outer * g.inner // g.pixels, g.channels
+    x, y = empty(g.numel, dtype=dtype), empty(g.numel, dtype=dtype)
+    noise = empty(samples, g.pixels) if per_sample else empty(g.pixels)
+    tail = Tail(None, noise, empty(channels), empty(channels), act, 0.2, 1.4, math.inf)
+    statistics, styles = empty(2, samples, channels), empty(samples, 2 * channels)
+    if backward:
+        module.adain_backward(
+            y, x, statistics, styles, x, styles, torch.zeros_like(statistics), g, tail
+        )
+    else:
+        module.adain_forward(x, y, statistics, styles, g, tail, 1e-8)
+
+
+def adain_statistics(*arguments):
+    adain(*arguments)
+
+
+def adain_forward(*arguments):
+    adain(*arguments)
+
+
+def adain_sums(*arguments):
+    adain(*arguments, backward=True)
+
+
+def adain_backward(*arguments):
+    adain(*arguments, backward=True)
+
+
 def image(size, nhwc, dtype):
     layout = torch.channels_last if nhwc else torch.contiguous_format
     return torch.empty(size, dtype=dtype, device="meta").contiguous(memory_format=layout)
@@ -288,6 +318,9 @@ def cases():
         "backward without a gradient": (backward, NCHW, half, True, 0.2, False),
         "backward above 2^31": (backward, large_nhwc, half),
     }
+    for kernel in (adain_statistics, adain_forward, adain_sums, adain_backward):
+        for layout, geometry in (("nchw", NCHW), ("nhwc", NHWC)):
+            others[f"{kernel.__name__} {layout}"] = kernel, geometry, half
     for name, row in ACTIVATIONS.items():
         others[f"forward {name}"] = forward, NCHW, half, row.code, False, False, math.inf
         if row.curved:
@@ -336,13 +369,15 @@ class _Recorder:
 
 def recorded(name):
     """The kernel, the arguments and the options of one case."""
-    from stylegan_fast.kernels import conv2d, epilogue, upfirdn2d
+    from stylegan_fast.kernels import adain, conv2d, epilogue, upfirdn2d
 
     launch, *arguments = (CASES | CONV_CASES)[name]
     if launch.__name__.startswith("fir_"):
         module, attribute = upfirdn2d, "upfirdn2d_kernel"
     elif launch.__name__.startswith("conv_"):
         module, attribute = conv2d, launch.__name__.replace("conv_", "conv2d_") + "_kernel"
+    elif launch.__name__.startswith("adain_"):
+        module, attribute = adain, f"{launch.__name__}_kernel"
     else:
         module, attribute = epilogue, f"epilogue_{launch.__name__}_kernel"
     kernels = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
@@ -464,6 +499,16 @@ def test_hot_kernels_leave_room_for_threads(report, target):
     moments = {name: registers.pop(name) for name in list(registers) if "backward" in name}
     assert registers and max(registers.values()) <= 80, registers
     assert moments and max(moments.values()) <= 168, moments
+
+
+def test_adain_moves_packs(report):
+    kernels = {name: row[2] for (target, name), row in report.items() if target == "sm_90"}
+    kernels = {name: accesses for name, accesses in kernels.items() if name.startswith("adain_")}
+    assert len(kernels) == 8
+    for name, accesses in kernels.items():
+        assert "ld.global.v4.b32" in accesses, name
+        writes = name.startswith(("adain_forward", "adain_backward"))
+        assert not writes or "st.global.v4.b32" in accesses, name
 
 
 def global_accesses(report, target, name):
