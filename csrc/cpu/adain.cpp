@@ -93,9 +93,9 @@ class Column {
     whole_ = present_ == kGroup ? groups_ : planes_ ? groups_ - 1 : 0;
 
     bias_ = e.bias ? numbers(e.bias, channel) : Lanes<V>::equal(0);
-    strength_ = Lanes<V>::equal(1);
-    if (e.strength) strength_ = numbers(e.strength, p.strength_per_channel ? channel : 0);
-    if (e.strength && !p.strength_per_channel) strength_ = Lanes<V>::equal(strength_.of[0]);
+    const A* const strength = static_cast<const A*>(e.strength);
+    strength_ = p.strength_per_channel ? numbers(strength, channel)
+                                       : Lanes<V>::equal(strength ? *strength : A(1));
     noise_ = static_cast<const A*>(e.noise);
     if (e.noise_per_sample) noise_ += sample * g.pixels;
     scale_ = numbers(p.styles, styles_);
