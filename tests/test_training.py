@@ -390,6 +390,14 @@ def test_mixed_precision_keeps_weights_in_float32(tmp_path, network, precision, 
     assert run.scaler.is_enabled() == (precision == "float16")
 
 
+def test_float16_resumes_with_the_scale_of_its_losses(tmp_path):
+    half = {"precision": "float16", "tick_kimg": 0.004}
+    whole = trained(tmp_path / "whole", **half)
+    trained(tmp_path / "parts", kimg=0.008, **half)
+    assert_same(whole, trained(tmp_path / "parts", resume="latest", **half))
+    assert whole.scaler.get_scale() > 1
+
+
 def test_stylegan_grows_while_it_trains(tmp_path):
     growing = {"progressive": True, "fade_kimg": 0.004, "resolution": 16, "kimg": 0.012}
     config = TrainingConfig(**{**TINY, **growing, "network": "stylegan"})

@@ -51,18 +51,17 @@ def build(config: TrainingConfig, img_channels: int, c_dim: int) -> tuple[Genera
         )
         return g, d
 
-    shared: dict[str, Any] = dict(widths)
     block: dict[str, Any] = {}
     if config.precision != "float32":
-        shared.update(num_fp16_res=HALF_RESOLUTIONS, conv_clamp=CONV_CLAMP)
+        widths.update(num_fp16_res=HALF_RESOLUTIONS, conv_clamp=CONV_CLAMP)
         block["half_dtype"] = getattr(torch, config.precision)
         block["fp16_channels_last"] = config.channels_last
     size = config.resolution
     g = stylegan2.Generator(
-        config.z_dim, c_dim, config.w_dim, size, img_channels, mapping, **shared, **block
+        config.z_dim, c_dim, config.w_dim, size, img_channels, mapping, **widths, **block
     )
     d = stylegan2.Discriminator(
-        c_dim, size, img_channels, **shared, block_kwargs=block, epilogue_kwargs=epilogue
+        c_dim, size, img_channels, **widths, block_kwargs=block, epilogue_kwargs=epilogue
     )
     return g, d
 
