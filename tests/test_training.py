@@ -372,9 +372,15 @@ def test_overfitting_draws_the_samples_to_the_data(tmp_path):
     assert distance() < before / 3
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("network", ["stylegan", "stylegan2"])
+@pytest.mark.parametrize(
+    "network, precision, channels_last",
+    [
+        ("stylegan", "bfloat16", True),
+        ("stylegan", "float16", False),
+        ("stylegan2", "bfloat16", False),
+        ("stylegan2", "float16", True),
+    ],
+)
 def test_mixed_precision_keeps_weights_in_float32(tmp_path, network, precision, channels_last):
     run = trainer(tmp_path, network=network, precision=precision, channels_last=channels_last)
     layer = run.d.b8.conv0 if network == "stylegan2" else run.d.blocks[0][0]
