@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": ("stylegan_fast.generation.generate", "images and films from a trained generator"),
     "explore": ("stylegan_fast.generation.explore", "change images along directions in W"),
     "project": ("stylegan_fast.generation.project", "find the latents of a given image"),
+    "train": ("stylegan_fast.training.command", "train a generator on a folder or zip of images"),
     "bench": ("stylegan_fast.benchmarks", "time the ops beside PyTorch's and other formulations"),
 }
 """Modules with add_arguments(parser) and run(arguments) -> exit status, imported when called."""
