@@ -58,15 +58,9 @@ def weight_gradients_skipped() -> bool:
 class _Skippable(torch.autograd.Function):
     """The identity, whose gradient is absent inside `no_weight_gradients`."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(weight):
+    def forward(ctx, weight):
         return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
 
     @staticmethod
     def backward(ctx, grad):
@@ -77,8 +71,24 @@ class _Skippable(torch.autograd.Function):
         return tangent.view_as(tangent)
 
 
+class _TransformableSkippable(_Skippable):
+    """The same for torch.func, which costs more."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight):
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+
 def skippable(weight: torch.Tensor) -> torch.Tensor:
     """weight, connected to its gradient except inside `no_weight_gradients`."""
     if weight.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _Skippable.apply(weight)
+        transformed = torch._C._are_functorch_transforms_active()
+        identity = _TransformableSkippable if transformed else _Skippable
+        return identity.apply(weight)
     return weight

@@ -135,6 +135,27 @@ def test_gradcheck(up, demodulate, device):
     assert gradgradcheck(run, operands, fast_mode=True)
 
 
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize("up", [1, 2])
+def test_further_orders_equal_the_reference(up, demodulate):
+    """From a cotangent that is one number expanded."""
+    results = []
+    for name in ("reference", None):
+        operands = [randn(2, 5, 4, 3), randn(3, 5, 3, 3, seed=1), randn(2, 5, seed=2) + 1]
+        operands = [t.requires_grad_() for t in operands]
+        y = modulated_conv2d(
+            *operands, up=up, padding=1, resample_filter=FIR, demodulate=demodulate, act="lrelu",
+            clamp=3.0, backend=name,
+        )  # fmt: skip
+        orders = [torch.autograd.grad(y.sum(), operands, create_graph=True)]
+        for _ in range(3):
+            total = sum(g.sum() + g.square().sum() for g in orders[-1])
+            orders.append(torch.autograd.grad(total, operands, create_graph=True))
+        results.append([y, *itertools.chain(*orders)])
+    for expected, actual in zip(*results):
+        assert_matches(actual, expected, reduction=10000)
+
+
 def test_noise_has_a_gradient_of_its_own(backend, device):
     noise = randn(2, 1, 6, 8, dtype=torch.float32).to(device).requires_grad_()
     x, weight, styles = randn(2, 8, 6, 8), randn(16, 8, 3, 3, seed=1), randn(2, 8, seed=2) + 1

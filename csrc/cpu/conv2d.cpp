@@ -1,11 +1,11 @@
-// CPU kernels of csrc/conv2d.h, compiled once per SIMD level: Winograd's F(4x4, 3x3).
+// CPU kernels of csrc/conv2d.h for 3x3 taps, compiled once per SIMD level: Winograd's algorithm.
 //
-// A tile is 4x4 pixels of output and the 6x6 pixels of input that they see. With transforms B, G, A
+// A tile is some pixels of output and the pixels of input that they see. With transforms B, G, A
 //
 //     V[k,i,t] = B(pre * x)   U[k,o,i] = G(w)   M[k,o,t] = sum over i of U V   y = E(A(M)) + add
 //
-// for 36 products k: 4 times fewer multiplications than the sum over 3x3 taps. An up=2 convolution
-// is four of up=1, one for each parity of the output's rows and columns, of the same input tiles.
+// for a number of products k that is less than that of taps times pixels. A transform is one along
+// each axis, of which there are three: `Same`, `Up` and `Down`.
 //
 // Where the output is NCHW vectors run along tiles, U is the left operand of the products, its rows
 // are output channels. Where it is NHWC they run along channels, V is the left operand, its rows
@@ -22,8 +22,8 @@ namespace {
 
 #define STYLEGAN_FAST_INLINE __attribute__((always_inline))
 
-constexpr int kTile = 4, kTaps = 3, kPoints = kTile + kTaps - 1;
-constexpr int kProducts = kPoints * kPoints;
+constexpr int kTaps = 3, kWeightPoints = 6, kWeights = kWeightPoints * kWeightPoints;
+constexpr int kTile = 4;  // of what the gradient of a weight is a sum over
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kRows = 8;  // of sums in registers, of which there are 32
 #else
@@ -31,7 +31,7 @@ constexpr int kRows = 4;
 #endif
 constexpr int kVectors = 3;                     // of such a row
 constexpr int64_t kBlockTiles = 48;             // tiles transformed together
-constexpr int64_t kBlockSums = 64;              // output channels, times phases
+constexpr int64_t kBlockSums = 64;              // output channels
 constexpr int64_t kSharedWeights = 3 << 20;     // numbers of U that are kept
 constexpr int64_t kSharedTiles = 5 << 20;       // numbers of V that threads share
 constexpr int64_t kTeamSums = 1 << 14;          // pairs of channels
@@ -40,8 +40,7 @@ constexpr int64_t kGradientRows = 32;           // output channels
 constexpr int64_t kChannelsAhead = 2;           // fetched early
 constexpr int64_t kWorkPerThread = 1 << 20;     // multiplications
 
-constexpr int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
-constexpr int64_t ceil_divide(int64_t a, int64_t b) { return -floor_divide(-a, b); }
+constexpr int64_t ceil_divide(int64_t a, int64_t b) { return a / b + (a % b > 0); }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_divide(a, b) * b; }
 constexpr int64_t clip(int64_t a, int64_t low, int64_t high) {
   return a < low ? low : a > high ? high : a;
@@ -50,63 +49,160 @@ constexpr int64_t clip(int64_t a, int64_t low, int64_t high) {
 // Not Float(double), which adds the number to zeros.
 inline Float broadcast(float a) { return a - Float::Native{}; }
 
-// The transforms along one axis, for the points 0, 1, -1, 1/2, -2 and infinity, whose error is a
-// third of that of the usual 0, 1, -1, 2, -2 and infinity.
-struct InputTransform {
-  STYLEGAN_FAST_INLINE void operator()(const Float* d, Float* v) const {
-    const Float c(1.5), a = d[3] - d[1], b = d[4] - d[2];
-    v[0] = (d[0] - d[2]) + b + c * a;
-    v[1] = (a + b) + c * (d[2] + d[3]);
-    v[2] = (b - a) + c * (d[3] - d[2]);
-    v[3] = b + Float(2.0) * a;
-    v[4] = b - Float(0.5) * a;
-    v[5] = (d[5] - d[3]) - a + c * b;
-  }
+// The algorithms along one axis. `out` numbers of output see `seen` of input, those of the next
+// tile begin `in` further on. Products from the last point of the weight on share it.
+
+// F(4,3): a stride of 1. For the points 0, 1, -1, 1/2, -2 and infinity, whose error is a third of
+// that of the usual 0, 1, -1, 2, -2 and infinity.
+struct Same {
+  static constexpr int in = 4, out = 4, seen = 6, points = 6;
+
+  struct Input {
+    STYLEGAN_FAST_INLINE void operator()(const Float* d, Float* v) const {
+      const Float c(1.5), a = d[3] - d[1], b = d[4] - d[2];
+      v[0] = (d[0] - d[2]) + b + c * a;
+      v[1] = (a + b) + c * (d[2] + d[3]);
+      v[2] = (b - a) + c * (d[3] - d[2]);
+      v[3] = b + Float(2.0) * a;
+      v[4] = b - Float(0.5) * a;
+      v[5] = (d[5] - d[3]) - a + c * b;
+    }
+  };
+
+  struct Weight {
+    STYLEGAN_FAST_INLINE void operator()(const Float* g, Float* u) const {
+      const Float even = g[0] + g[2];
+      u[0] = g[0];
+      u[1] = Float(1.0 / 3) * (even + g[1]);
+      u[2] = Float(1.0 / 3) * (g[1] - even);
+      u[3] = Float(-4.0 / 15) * (Float(4.0) * g[0] + Float(2.0) * g[1] + g[2]);
+      u[4] = Float(1.0 / 15) * (g[0] - Float(2.0) * g[1] + Float(4.0) * g[2]);
+      u[5] = g[2];
+    }
+  };
+
+  struct Output {
+    STYLEGAN_FAST_INLINE void operator()(const Float* m, Float* y) const {
+      const Float sum = m[1] + m[2], difference = m[1] - m[2];
+      y[0] = (m[0] + sum) + (m[3] + m[4]);
+      y[1] = difference + Float(0.5) * m[3] - Float(2.0) * m[4];
+      y[2] = sum + Float(0.25) * m[3] + Float(4.0) * m[4];
+      y[3] = (difference + m[5]) + Float(0.125) * m[3] - Float(8.0) * m[4];
+    }
+  };
+
+  // Transposes of the output's and the weight's, for the gradient of the weight.
+  struct OutputGradient {
+    STYLEGAN_FAST_INLINE void operator()(const Float* d, Float* m) const {
+      const Float even = d[0] + d[2], odd = d[1] + d[3];
+      m[0] = d[0];
+      m[1] = even + odd;
+      m[2] = even - odd;
+      m[3] = d[0] + Float(0.5) * d[1] + Float(0.25) * d[2] + Float(0.125) * d[3];
+      m[4] = d[0] - Float(2.0) * d[1] + Float(4.0) * d[2] - Float(8.0) * d[3];
+      m[5] = d[3];
+    }
+  };
+
+  struct WeightGradient {
+    STYLEGAN_FAST_INLINE void operator()(const Float* u, Float* g) const {
+      const Float sum = Float(1.0 / 3) * (u[1] + u[2]), difference = Float(1.0 / 3) * (u[1] - u[2]);
+      const Float c = Float(4.0 / 15) * u[3], d = Float(1.0 / 15) * u[4];
+      g[0] = (u[0] + difference) - Float(4.0) * c + d;
+      g[1] = sum - Float(2.0) * c - Float(2.0) * d;
+      g[2] = (difference + u[5]) - c + Float(4.0) * d;
+    }
+  };
 };
 
-struct WeightTransform {
-  STYLEGAN_FAST_INLINE void operator()(const Float* g, Float* u) const {
-    const Float even = g[0] + g[2];
-    u[0] = g[0];
-    u[1] = Float(1.0 / 3) * (even + g[1]);
-    u[2] = Float(1.0 / 3) * (g[1] - even);
-    u[3] = Float(-4.0 / 15) * (Float(4.0) * g[0] + Float(2.0) * g[1] + g[2]);
-    u[4] = Float(1.0 / 15) * (g[0] - Float(2.0) * g[1] + Float(4.0) * g[2]);
-    u[5] = g[2];
-  }
-};
+// A stride of 2, of the input or the output: the outer taps by F(4,2) for the points 0, 1, -1, 2 and
+// infinity, whose error is that of Same, and the one between them by 4 products.
+struct Strided {
+  static constexpr int points = 9;
 
-struct OutputTransform {
-  STYLEGAN_FAST_INLINE void operator()(const Float* m, Float* y) const {
+  // F(4,2), of every `step`-th number.
+  static STYLEGAN_FAST_INLINE void outer_input(const Float* d, int step, Float* v) {
+    const Float a = d[3 * step] - d[step];
+    v[0] = a + Float(2.0) * (d[0] - d[2 * step]);
+    v[1] = a - (d[step] + d[2 * step]);
+    v[2] = a + Float(3.0) * (d[step] - d[2 * step]);
+    v[3] = a;
+    v[4] = (d[4 * step] - d[2 * step]) - Float(2.0) * a;
+  }
+  static STYLEGAN_FAST_INLINE void outer_output(const Float* m, Float* y, int step) {
     const Float sum = m[1] + m[2], difference = m[1] - m[2];
-    y[0] = (m[0] + sum) + (m[3] + m[4]);
-    y[1] = difference + Float(0.5) * m[3] - Float(2.0) * m[4];
-    y[2] = sum + Float(0.25) * m[3] + Float(4.0) * m[4];
-    y[3] = (difference + m[5]) + Float(0.125) * m[3] - Float(8.0) * m[4];
+    y[0] = (m[0] + sum) + m[3];
+    y[step] = difference + Float(2.0) * m[3];
+    y[2 * step] = sum + Float(4.0) * m[3];
+    y[3 * step] = (difference + m[4]) + Float(8.0) * m[3];
   }
+
+  struct Weight {
+    STYLEGAN_FAST_INLINE void operator()(const Float* g, Float* u) const {
+      u[0] = Float(0.5) * g[0];
+      u[1] = Float(-0.5) * (g[0] + g[2]);
+      u[2] = Float(1.0 / 6) * (g[2] - g[0]);
+      u[3] = Float(1.0 / 6) * (g[0] + Float(2.0) * g[2]);
+      u[4] = g[2];
+      u[5] = g[1];
+    }
+  };
+
+  struct WeightGradient {
+    STYLEGAN_FAST_INLINE void operator()(const Float* u, Float* g) const {
+      g[0] = Float(0.5) * (u[0] - u[1]) + Float(1.0 / 6) * (u[3] - u[2]);
+      g[1] = u[5];
+      g[2] = (u[4] - Float(0.5) * u[1]) + Float(1.0 / 6) * (u[2] + Float(2.0) * u[3]);
+    }
+  };
 };
 
-// Transposes of the output's and the weight's, for the gradient of the weight.
-struct GradientTransform {
-  STYLEGAN_FAST_INLINE void operator()(const Float* d, Float* m) const {
-    const Float even = d[0] + d[2], odd = d[1] + d[3];
-    m[0] = d[0];
-    m[1] = even + odd;
-    m[2] = even - odd;
-    m[3] = d[0] + Float(0.5) * d[1] + Float(0.25) * d[2] + Float(0.125) * d[3];
-    m[4] = d[0] - Float(2.0) * d[1] + Float(4.0) * d[2] - Float(8.0) * d[3];
-    m[5] = d[3];
-  }
+struct Up : Strided {
+  static constexpr int in = 4, out = 8, seen = 5;
+
+  struct Input {
+    STYLEGAN_FAST_INLINE void operator()(const Float* d, Float* v) const {
+      outer_input(d, 1, v);
+      for (int j = 0; j < 4; ++j) v[5 + j] = d[1 + j];
+    }
+  };
+
+  struct Output {
+    STYLEGAN_FAST_INLINE void operator()(const Float* m, Float* y) const {
+      outer_output(m, y, 2);
+      for (int j = 0; j < 4; ++j) y[2 * j + 1] = m[5 + j];
+    }
+  };
 };
 
-struct WeightGradientTransform {
-  STYLEGAN_FAST_INLINE void operator()(const Float* u, Float* g) const {
-    const Float sum = Float(1.0 / 3) * (u[1] + u[2]), difference = Float(1.0 / 3) * (u[1] - u[2]);
-    const Float c = Float(4.0 / 15) * u[3], d = Float(1.0 / 15) * u[4];
-    g[0] = (u[0] + difference) - Float(4.0) * c + d;
-    g[1] = sum - Float(2.0) * c - Float(2.0) * d;
-    g[2] = (difference + u[5]) - c + Float(4.0) * d;
-  }
+struct Down : Strided {
+  static constexpr int in = 8, out = 4, seen = 9;
+
+  struct Input {
+    STYLEGAN_FAST_INLINE void operator()(const Float* d, Float* v) const {
+      outer_input(d, 2, v);
+      for (int j = 0; j < 4; ++j) v[5 + j] = d[2 * j + 1];
+    }
+  };
+
+  struct Output {
+    STYLEGAN_FAST_INLINE void operator()(const Float* m, Float* y) const {
+      outer_output(m, y, 1);
+      for (int j = 0; j < 4; ++j) y[j] = y[j] + m[5 + j];
+    }
+  };
+
+  struct OutputGradient {
+    STYLEGAN_FAST_INLINE void operator()(const Float* d, Float* m) const {
+      const Float even = d[0] + d[2], odd = d[1] + d[3];
+      m[0] = d[0];
+      m[1] = even + odd;
+      m[2] = even - odd;
+      m[3] = d[0] + Float(2.0) * d[1] + Float(4.0) * d[2] + Float(8.0) * d[3];
+      m[4] = d[3];
+      for (int j = 0; j < 4; ++j) m[5 + j] = d[j];
+    }
+  };
 };
 
 // A transform along both axes: load(k) of in x in numbers, store(k, number) of out x out.
@@ -297,25 +393,25 @@ inline void copy_row(const float* row, int64_t width, int64_t step, int64_t x, i
   std::memset(to + last, 0, (count - last) * sizeof(float));
 }
 
-// A vector of tiles of a channel, of which `seen` x `seen` pixels are seen.
-template <int seen, class Transform>
+// A vector of tiles of a channel, `tile` pixels apart, of which `seen` x `seen` pixels are seen.
+template <int tile, int seen, int points, class Transform>
 void transform_planes(const Source& source, const Segments& segments, int64_t c,
                       Transform transform, float* to, int64_t step) {
   const Image& image = source.image;
-  constexpr int kBeyond = seen - kTile;
-  alignas(64) float lines[seen][kTile * kLanes];
+  constexpr int kBeyond = seen - tile;
+  alignas(64) float lines[seen][tile * kLanes];
   alignas(64) float beyond[seen][kBeyond + 1][kLanes], scales[kLanes] = {};
   const float* rows[seen];
   uint32_t ends = 0;
   if (segments.lanes() < kLanes) std::memset(lines, 0, sizeof lines);
   for (const Segment& s : segments) {
     const float* plane = source.data + image.at(s.sample, c, 0, 0);
-    const int64_t x = s.column * kTile + source.first_x, pixels = (s.last - s.first) * kTile;
-    const bool direct = pixels == kTile * kLanes && image.stride_x == 1 && x >= 0 &&
+    const int64_t x = s.column * tile + source.first_x, pixels = (s.last - s.first) * tile;
+    const bool direct = pixels == tile * kLanes && image.stride_x == 1 && x >= 0 &&
                         x + pixels <= image.width;
     ends |= 1u << (s.last - 1);
     for (int r = 0; r < seen; ++r) {
-      const int64_t y = s.row * kTile + source.first_y + r;
+      const int64_t y = s.row * tile + source.first_y + r;
       const bool inside = y >= 0 && y < image.height;
       const float* row = plane + (inside ? y * image.stride_y : 0);
       for (int64_t j = 0; direct && j <= pixels; j += 64 / sizeof(float))
@@ -328,46 +424,46 @@ void transform_planes(const Source& source, const Segments& segments, int64_t c,
       rows[r] = direct && inside ? row + x : lines[r];
       if (rows[r] == lines[r]) {
         copy_row(row, inside ? image.width : 0, image.stride_x, x, pixels,
-                 lines[r] + s.first * kTile);
+                 lines[r] + s.first * tile);
       }
     }
     for (int64_t lane = s.first; source.scale && lane < s.last; ++lane)
       scales[lane] = source.scale[s.sample * image.channels + c];
   }
   const Mask last_of_row = mask_from_bits(ends, Float());
-  alignas(64) Float tile[seen * seen];
+  alignas(64) Float numbers[seen * seen];
   unrolled<seen>([&](auto r) STYLEGAN_FAST_INLINE {
-    Float vectors[kTile];
-    unrolled<kTile>([&](auto v) STYLEGAN_FAST_INLINE {
+    Float vectors[tile];
+    unrolled<tile>([&](auto v) STYLEGAN_FAST_INLINE {
       vectors[v] = Float::load(rows[r] + v * kLanes);
     });
-    Float* columns = tile + r * seen;
-    split_columns<kTile>(vectors, columns, 1);
+    Float* columns = numbers + r * seen;
+    split_columns<tile>(vectors, columns, 1);
     unrolled<kBeyond>([&](auto j) STYLEGAN_FAST_INLINE {
-      columns[kTile + j] = where(last_of_row, Float::load(beyond[r][j]),
+      columns[tile + j] = where(last_of_row, Float::load(beyond[r][j]),
                                  shifted<1>(columns[j], columns[j]));
     });
   });
   if (source.scale) {
     const Float scale = Float::load(scales);
-    unrolled<seen * seen>([&](auto k) STYLEGAN_FAST_INLINE { tile[k] = scale * tile[k]; });
+    unrolled<seen * seen>([&](auto k) STYLEGAN_FAST_INLINE { numbers[k] = scale * numbers[k]; });
   }
-  along_both<seen, kPoints>(
-      transform, [&](int k) STYLEGAN_FAST_INLINE { return tile[k]; },
+  along_both<seen, points>(
+      transform, [&](int k) STYLEGAN_FAST_INLINE { return numbers[k]; },
       [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(to + k * step); });
 }
 
 // Some channels of a tile, or where it is beyond the last one zeros. The vectors of channel c are
 // stored from at(c) on.
-template <int seen, class Transform, class At>
+template <int tile, int seen, int points, class Transform, class At>
 void transform_pixels(const Source& source, int64_t t, const float* zeros, int64_t first_channel,
                       int64_t last_channel, Transform transform, const At& at, int64_t step) {
   const Image& image = source.image;
   const Tiling& tiles = source.tiles;
   const bool present = t < tiles.count();
   const int64_t sample = t / tiles.columns / tiles.rows;
-  const int64_t y0 = t / tiles.columns % tiles.rows * kTile + source.first_y;
-  const int64_t x0 = t % tiles.columns * kTile + source.first_x;
+  const int64_t y0 = t / tiles.columns % tiles.rows * tile + source.first_y;
+  const int64_t x0 = t % tiles.columns * tile + source.first_x;
   const float* pixels[seen * seen];
   for (int k = 0; k < seen * seen; ++k) {
     const int64_t y = y0 + k / seen, x = x0 + k % seen;
@@ -382,7 +478,7 @@ void transform_pixels(const Source& source, int64_t t, const float* zeros, int64
       scale = load_lanes(source.scale + sample * image.channels + c, 0, count);
     }
     const auto apply = [&](const auto& load) STYLEGAN_FAST_INLINE {
-      along_both<seen, kPoints>(
+      along_both<seen, points>(
           transform, [&](int k) STYLEGAN_FAST_INLINE { return scale * load(k); },
           [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(to + k * step); });
     };
@@ -398,16 +494,23 @@ void transform_pixels(const Source& source, int64_t t, const float* zeros, int64
   }
 }
 
-// Where in the weight of a pair of channels the k-th of the 3x3 taps of a phase is, or -1.
-inline int64_t weight_at(const Conv2d& p, int phase, int k) {
-  const auto tap = [&p](int at, int phase, int64_t pad, int taps) -> int64_t {
-    const int64_t tap = p.up * (ceil_divide(-pad, p.up) + at) - phase + pad;
-    if (tap < 0 || tap >= taps) return -1;
-    return p.correlate ? tap : taps - 1 - tap;
-  };
-  const int64_t y = tap(k / kTaps, phase / p.up, p.pad_y, p.kernel_y);
-  const int64_t x = tap(k % kTaps, phase % p.up, p.pad_x, p.kernel_x);
-  return y < 0 || x < 0 ? -1 : y * p.stride_y + x * p.stride_x;
+// Where in the weight of a pair of channels the k-th of 3x3 taps is, or -1.
+inline int64_t weight_at(const Conv2d& p, int k) {
+  const int y = p.correlate ? k / kTaps : p.kernel_y - 1 - k / kTaps;
+  const int x = p.correlate ? k % kTaps : p.kernel_x - 1 - k % kTaps;
+  const bool present = y >= 0 && y < p.kernel_y && x >= 0 && x < p.kernel_x;
+  return present ? y * p.stride_y + x * p.stride_x : -1;
+}
+
+// The points that share a point of the weight: [it, points_end).
+constexpr int points_end(int weight_point, int points) {
+  return weight_point + 1 < kWeightPoints ? weight_point + 1 : points;
+}
+
+// The product of transformed weights that product k of `points` x `points` is of.
+constexpr int weight_product(int k, int points) {
+  const auto point = [](int at) { return at < kWeightPoints ? at : kWeightPoints - 1; };
+  return point(k / points) * kWeightPoints + point(k % points);
 }
 
 int useful_threads(double work, int most) {
@@ -415,18 +518,20 @@ int useful_threads(double work, int most) {
   return static_cast<int>(larger(1, useful < most ? static_cast<int64_t>(useful) : most));
 }
 
+template <class Algorithm>
 struct Problem {
+  static constexpr int kProducts = Algorithm::points * Algorithm::points;
+
   Problem(const Conv2d& p, const Epilogue* e, const float* x, const float* w, const float* pre,
           const float* add, float* y, uint8_t* mask, int most_threads)
       : p(p), w(w), add(add), y(y), tail(e, mask),
         out(p.out_channels, p.out_height, p.out_width, p.out_channels_last),
-        phases(p.up * p.up),
-        tiles{p.samples, ceil_divide(p.out_height, p.up * kTile),
-              ceil_divide(p.out_width, p.up * kTile)},
+        tiles{p.samples, ceil_divide(p.out_height, Algorithm::out),
+              ceil_divide(p.out_width, Algorithm::out)},
         in{x, Image(p.in_channels, p.in_height, p.in_width, p.in_channels_last), tiles,
-           ceil_divide(-p.pad_y, p.up), ceil_divide(-p.pad_x, p.up), pre},
+           -p.pad_y / p.up, -p.pad_x / p.up, pre},
         planes(!p.out_channels_last) {
-    const double work = static_cast<double>(kProducts) * tiles.count() * phases * p.in_channels *
+    const double work = static_cast<double>(kProducts) * tiles.count() * p.in_channels *
                         p.out_channels;
     threads = useful_threads(work, most_threads);
     block_tiles = smaller(kBlockTiles, round_up(tiles.count(), planes ? kLanes : kRows));
@@ -435,20 +540,20 @@ struct Problem {
     const auto cut = [&](int64_t most) {
       block_channels = smaller(most, round_up(p.out_channels, unit));
       channel_blocks = ceil_divide(p.out_channels, block_channels);
-      const int64_t sums = block_channels * phases;
-      weights = planes ? Operand::left(sums, p.in_channels) : Operand::right(sums, p.in_channels);
+      weights = planes ? Operand::left(block_channels, p.in_channels)
+                       : Operand::right(block_channels, p.in_channels);
     };
-    cut(round_up(kBlockSums / phases, unit));
+    cut(kBlockSums);
     inputs = planes ? Operand::right(block_tiles, p.in_channels)
                     : Operand::left(block_tiles, p.in_channels);
     shares_tiles = tile_blocks < 2 * threads ||
-                   channel_blocks * weights.step * kProducts > kSharedWeights;
+                   channel_blocks * weights.step * kWeights > kSharedWeights;
     if (shares_tiles) {
       cut(clip(round_up(ceil_divide(p.out_channels, threads), unit), unit, block_channels));
       shared_blocks = clip(kSharedTiles / (inputs.step * kProducts), 1, tile_blocks);
     }
-    sum_step = planes ? block_tiles : block_channels * phases;
-    const int64_t sum_rows = planes ? block_channels * phases : round_up(block_tiles, kRows);
+    sum_step = planes ? block_tiles : block_channels;
+    const int64_t sum_rows = planes ? block_channels : round_up(block_tiles, kRows);
     sums_step = Operand::odd_lines(sum_rows * sum_step);
   }
 
@@ -457,7 +562,6 @@ struct Problem {
   float* y;
   const Tail<Float> tail;
   const Image out;
-  const int phases;  // of the output's rows and columns
   const Tiling tiles;
   const Source in;
   const bool planes;
@@ -471,7 +575,12 @@ struct Problem {
   int64_t sum_step, sums_step;  // of a row and of a product, in M
 };
 
+template <class Algorithm>
 class Worker {
+  using Problem = cpu::STYLEGAN_FAST_SIMD::Problem<Algorithm>;
+  static constexpr int in = Algorithm::in, out = Algorithm::out, seen = Algorithm::seen;
+  static constexpr int points = Algorithm::points;
+
  public:
   Worker(const Problem& problem, float* sums, const float* zeros)
       : problem_(problem), p_(problem.p), sums_(sums), zeros_(zeros) {}
@@ -479,10 +588,9 @@ class Worker {
   // U of a block of output channels.
   void transform_weights(int64_t block, float* to) const {
     const int64_t begin = block * problem_.block_channels, end = begin + problem_.block_channels;
-    for (int phase = 0; phase < problem_.phases; ++phase)
-      for (int64_t o = begin; o < end; o += kLanes)
-        for (int64_t i = 0; i < p_.in_channels; i += kLanes)
-          transform_some_weights(phase, begin, o, smaller(end, o + kLanes), i, to);
+    for (int64_t o = begin; o < end; o += kLanes)
+      for (int64_t i = 0; i < p_.in_channels; i += kLanes)
+        transform_some_weights(begin, o, smaller(end, o + kLanes), i, to);
   }
 
   // V of some channels of a block of tiles.
@@ -494,13 +602,14 @@ class Worker {
       for (int64_t t = begin; t < end; t += kLanes) {
         const Segments segments(problem_.tiles, t, smaller(t + kLanes, end));
         for (int64_t c = first_channel; c < last_channel; ++c)
-          transform_planes<kPoints>(problem_.in, segments, c, InputTransform(),
-                                    to + problem_.inputs.right_at(t - begin, c), step);
+          transform_planes<in, seen, points>(problem_.in, segments, c,
+                                             typename Algorithm::Input(),
+                                             to + problem_.inputs.right_at(t - begin, c), step);
       }
     } else {
       for (int64_t t = begin; t < begin + round_up(end - begin, kRows); ++t)
-        transform_pixels<kPoints>(
-            problem_.in, t, zeros_, first_channel, last_channel, InputTransform(),
+        transform_pixels<in, seen, points>(
+            problem_.in, t, zeros_, first_channel, last_channel, typename Algorithm::Input(),
             [&](int64_t c) { return to + problem_.inputs.left_at(t - begin, c); }, step);
     }
   }
@@ -510,9 +619,9 @@ class Worker {
                const float* weights) const {
     const int64_t begin = tile_block * problem_.block_tiles;
     const int64_t end = smaller(begin + problem_.block_tiles, problem_.tiles.count());
-    const int64_t sums = problem_.block_channels * problem_.phases;
-    for (int k = 0; k < kProducts; ++k) {
-      const float* u = weights + k * problem_.weights.step;
+    const int64_t sums = problem_.block_channels;
+    for (int k = 0; k < Problem::kProducts; ++k) {
+      const float* u = weights + weight_product(k, points) * problem_.weights.step;
       const float* v = inputs + k * problem_.inputs.step;
       float* to = sums_ + k * problem_.sums_step;
       const int64_t depth = p_.in_channels, step = problem_.sum_step;
@@ -530,7 +639,7 @@ class Worker {
 
  private:
   // Of output channels [o, last) and input channels from i on, as many as a vector has lanes.
-  void transform_some_weights(int phase, int64_t begin, int64_t o, int64_t last, int64_t i,
+  void transform_some_weights(int64_t begin, int64_t o, int64_t last, int64_t i,
                               float* to) const {
     alignas(64) float taps[kTaps * kTaps][kLanes][kLanes];
     const int64_t outs = clip(p_.out_channels - o, 0, last - o);
@@ -538,7 +647,7 @@ class Worker {
     if (outs < kLanes || ins < kLanes) std::memset(taps, 0, sizeof taps);
     const bool planes = problem_.planes;
     for (int k = 0; k < kTaps * kTaps; ++k) {
-      const int64_t at = weight_at(p_, phase, k);
+      const int64_t at = weight_at(p_, k);
       if (at < 0) {
         std::memset(taps[k], 0, sizeof taps[k]);
         continue;
@@ -550,10 +659,10 @@ class Worker {
     }
     const Operand& u = problem_.weights;
     for (int64_t row = 0; row < (planes ? last - o : ins); ++row) {
-      float* at = to + (planes ? u.left_at((o - begin + row) * problem_.phases + phase, i)
-                               : u.right_at(phase * problem_.block_channels + o - begin, i + row));
-      along_both<kTaps, kPoints>(
-          WeightTransform(), [&](int k) STYLEGAN_FAST_INLINE { return Float::load(taps[k][row]); },
+      float* at = to + (planes ? u.left_at(o - begin + row, i) : u.right_at(o - begin, i + row));
+      along_both<kTaps, kWeightPoints>(
+          typename Algorithm::Weight(),
+          [&](int k) STYLEGAN_FAST_INLINE { return Float::load(taps[k][row]); },
           [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(at + k * u.step); });
     }
   }
@@ -561,63 +670,48 @@ class Worker {
   void write_planes(int64_t begin, int64_t end, int64_t first, int64_t last) const {
     for (int64_t t = begin; t < end; t += kLanes) {
       const Segments segments(problem_.tiles, t, smaller(t + kLanes, end));
-      for (int64_t o = first; o < last; ++o) {
-        const float* sums =
-            sums_ + (o - first) * problem_.phases * problem_.sum_step + t - begin;
-        p_.up == 1 ? write_plane<1>(segments, o, sums) : write_plane<2>(segments, o, sums);
-      }
+      for (int64_t o = first; o < last; ++o)
+        write_plane(segments, o, sums_ + (o - first) * problem_.sum_step + t - begin);
     }
   }
 
-  template <int up>
   void write_plane(const Segments& segments, int64_t o, const float* sums) const {
-    constexpr int columns = up * kTile;
-    alignas(64) float rows[up * kTile][columns * kLanes];
+    alignas(64) float rows[out][out * kLanes];
     const int64_t step = problem_.sums_step;
-    for (int phase_y = 0; phase_y < up; ++phase_y) {
-      Float tile[kTile * columns];
-      unrolled<up>([&](auto phase_x) STYLEGAN_FAST_INLINE {
-        const float* from = sums + (phase_y * up + phase_x) * problem_.sum_step;
-        along_both<kPoints, kTile>(
-            OutputTransform(),
-            [&](int k) STYLEGAN_FAST_INLINE { return Float::load(from + k * step); },
-            [&](int k, Float v) STYLEGAN_FAST_INLINE { tile[k * up + phase_x] = v; });
-      });
-      unrolled<kTile>([&](auto j) STYLEGAN_FAST_INLINE {
-        Float row[columns];
-        interleave_columns<columns>(tile + j * columns, 1, row);
-        unrolled<columns>([&](auto c) STYLEGAN_FAST_INLINE {
-          row[c].store(rows[j * up + phase_y] + c * kLanes);
-        });
-      });
-    }
+    Float tile[out * out];
+    along_both<points, out>(
+        typename Algorithm::Output(),
+        [&](int k) STYLEGAN_FAST_INLINE { return Float::load(sums + k * step); },
+        [&](int k, Float v) STYLEGAN_FAST_INLINE { tile[k] = v; });
+    unrolled<out>([&](auto j) STYLEGAN_FAST_INLINE {
+      Float row[out];
+      interleave_columns<out>(tile + j * out, 1, row);
+      unrolled<out>([&](auto c) STYLEGAN_FAST_INLINE { row[c].store(rows[j] + c * kLanes); });
+    });
     for (const Segment& s : segments) {
-      const int64_t y = s.row * columns, x = s.column * columns;
-      const int64_t count = smaller((s.last - s.first) * columns, p_.out_width - x);
-      for (int64_t j = 0; j < smaller(columns, p_.out_height - y); ++j)
-        finish(s.sample, o, y + j, x, count, rows[j] + s.first * columns);
+      const int64_t y = s.row * out, x = s.column * out;
+      const int64_t count = smaller((s.last - s.first) * out, p_.out_width - x);
+      for (int64_t j = 0; j < smaller(out, p_.out_height - y); ++j)
+        finish(s.sample, o, y + j, x, count, rows[j] + s.first * out);
     }
   }
 
   void write_pixels(int64_t t, int64_t row, int64_t first, int64_t last) const {
-    alignas(64) float pixels[kTile * kTile][kBlockSums];
+    alignas(64) float pixels[out * out][kBlockSums];
     const Tiling& tiles = problem_.tiles;
     const int64_t sample = t / tiles.columns / tiles.rows;
     const int64_t step = problem_.sums_step;
-    for (int phase = 0; phase < problem_.phases; ++phase) {
-      const float* from = sums_ + row * problem_.sum_step + phase * problem_.block_channels;
-      for (int64_t o = 0; o < last - first; o += kLanes)
-        along_both<kPoints, kTile>(
-            OutputTransform(),
-            [&](int k) STYLEGAN_FAST_INLINE { return Float::load(from + o + k * step); },
-            [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(pixels[k] + o); });
-      const int64_t y0 = t / tiles.columns % tiles.rows * kTile, x0 = t % tiles.columns * kTile;
-      for (int k = 0; k < kTile * kTile; ++k) {
-        const int64_t y = (y0 + k / kTile) * p_.up + phase / p_.up;
-        const int64_t x = (x0 + k % kTile) * p_.up + phase % p_.up;
-        if (y < p_.out_height && x < p_.out_width) {
-          finish(sample, first, y, x, last - first, pixels[k]);
-        }
+    const float* from = sums_ + row * problem_.sum_step;
+    for (int64_t o = 0; o < last - first; o += kLanes)
+      along_both<points, out>(
+          typename Algorithm::Output(),
+          [&](int k) STYLEGAN_FAST_INLINE { return Float::load(from + o + k * step); },
+          [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(pixels[k] + o); });
+    const int64_t y0 = t / tiles.columns % tiles.rows * out, x0 = t % tiles.columns * out;
+    for (int k = 0; k < out * out; ++k) {
+      const int64_t y = y0 + k / out, x = x0 + k % out;
+      if (y < p_.out_height && x < p_.out_width) {
+        finish(sample, first, y, x, last - first, pixels[k]);
       }
     }
   }
@@ -692,7 +786,14 @@ void parallel(int64_t count, int threads, Body&& body) {
 
 // dU[k,o,i] = sum over tiles t of D[k,o,t] V[k,i,t] with D = A'(post * dy), the sum for a block of
 // tiles at a time; then dw = G'(dU).
+template <class Algorithm>
 class WeightGradient {
+  static constexpr int in = Algorithm::in, seen = Algorithm::seen, points = Algorithm::points;
+  static constexpr int kProducts = points * points;
+  static constexpr bool strided = kProducts > kWeights;
+  using Input = typename Algorithm::Input;
+  using OutputGradient = typename Algorithm::OutputGradient;
+
  public:
   WeightGradient(const Conv2d& p, const float* x, const float* dy, const float* pre,
                  const float* post, float* dw, int most_threads)
@@ -705,8 +806,8 @@ class WeightGradient {
         threads_(useful_threads(static_cast<double>(kProducts) * tiles_.count() * p.in_channels *
                                     p.out_channels, most_threads)),
         teams_(p.in_channels * p.out_channels <= kTeamSums ? threads_ : 1),
-        block_(smaller(round_up(ceil_divide(tiles_.count(), teams_), kLanes),
-                       teams_ > 1 ? kTeamBlock : kGradientBlock)),
+        block_(even_share(ceil_divide(tiles_.count(), teams_),
+                          (teams_ > 1 ? kTeamBlock : kGradientBlock) / (strided ? 2 : 1))),
         keeps_sums_(teams_ > 1 || block_ < tiles_.count()),
         row_block_(keeps_sums_ ? round_up(p.out_channels, kRows) : kGradientRows),
         rows_(operand(p.out_channels, block_, planes_)),
@@ -714,11 +815,11 @@ class WeightGradient {
         sum_step_(round_up(p.in_channels, kLanes)),
         sums_step_(Operand::odd_lines(row_block_ * sum_step_)),
         zeros_size_(larger(p.in_channels, p.out_channels) + kLanes),
-        workspace_(((rows_.step + columns_.step) * teams_ +
-                    sums_step_ * (keeps_sums_ ? teams_ : threads_)) * kProducts + zeros_size_),
+        workspace_((rows_.step + columns_.step) * teams_ * kProducts +
+                   sums_step_ * (keeps_sums_ ? teams_ : threads_) * kWeights + zeros_size_),
         to_rows_(workspace_.get()), to_columns_(to_rows_ + rows_.step * kProducts * teams_),
         sums_(to_columns_ + columns_.step * kProducts * teams_),
-        zeros_(sums_ + sums_step_ * kProducts * (keeps_sums_ ? teams_ : threads_)) {
+        zeros_(sums_ + sums_step_ * kWeights * (keeps_sums_ ? teams_ : threads_)) {
     std::memset(zeros_, 0, zeros_size_ * sizeof(float));
   }
 
@@ -726,14 +827,14 @@ class WeightGradient {
     if (keeps_sums_) {
       const int64_t blocks = ceil_divide(tiles_.count(), block_);
       parallel(blocks, teams_, [&](int team, int64_t first, int64_t last) {
-        float* sums = sums_ + team * sums_step_ * kProducts;
-        std::memset(sums, 0, sums_step_ * kProducts * sizeof(float));
+        float* sums = sums_ + team * sums_step_ * kWeights;
+        std::memset(sums, 0, sums_step_ * kWeights * sizeof(float));
         for (int64_t block = first; block < last; ++block) {
           const int64_t begin = block * block_, end = smaller(begin + block_, tiles_.count());
           transform(team, begin, end);
-          parallel(kProducts, threads_ / teams_, [&](int, int64_t k, int64_t last_k) {
+          parallel(kWeights, threads_ / teams_, [&](int, int64_t k, int64_t last_k) {
             for (; k < last_k; ++k)
-              multiply_product(team, k, 0, p_.out_channels, end - begin, sums);
+              multiply_products(team, k, 0, p_.out_channels, end - begin, sums);
           });
         }
       });
@@ -744,18 +845,23 @@ class WeightGradient {
     transform(0, 0, tiles_.count());
     parallel(ceil_divide(p_.out_channels, row_block_), threads_,
              [&](int thread, int64_t first, int64_t last) {
-      float* sums = sums_ + thread * sums_step_ * kProducts;
+      float* sums = sums_ + thread * sums_step_ * kWeights;
       for (int64_t block = first; block < last; ++block) {
         const int64_t o = block * row_block_, end = smaller(o + row_block_, p_.out_channels);
-        std::memset(sums, 0, sums_step_ * kProducts * sizeof(float));
-        for (int64_t k = 0; k < kProducts; ++k)
-          multiply_product(0, k, o, end - o, tiles_.count(), sums);
+        std::memset(sums, 0, sums_step_ * kWeights * sizeof(float));
+        for (int64_t k = 0; k < kWeights; ++k)
+          multiply_products(0, k, o, end - o, tiles_.count(), sums);
         write(o, end, o, 1, sums);
       }
     });
   }
 
  private:
+  // Of the fewest equal blocks of at most `most`, whole vectors, that make up `count`.
+  static int64_t even_share(int64_t count, int64_t most) {
+    return round_up(ceil_divide(count, ceil_divide(count, most)), kLanes);
+  }
+
   static Operand operand(int64_t channels, int64_t tiles, bool left) {
     return left ? Operand::left(channels, tiles) : Operand::right(channels, tiles);
   }
@@ -780,14 +886,14 @@ class WeightGradient {
     const int64_t last = smaller(o + kLanes, p_.out_channels);
     const Operand rows = operand(p_.out_channels, end - begin, planes_);
     if (!planes_) {
-      return transform_channels<kTile>(dy_, begin, end, o, GradientTransform(), rows, rows_.step,
-                                       to);
+      return transform_channels<kTile, kTile>(dy_, begin, end, o, OutputGradient(), rows,
+                                              rows_.step, to);
     }
     for (int64_t t = begin; t < end; t += kLanes) {
       const Segments segments(tiles_, t, smaller(t + kLanes, end));
       for (int64_t c = o; c < last; ++c)
-        transform_planes<kTile>(dy_, segments, c, GradientTransform(),
-                                to + rows.left_at(c, t - begin), rows_.step);
+        transform_planes<kTile, kTile, points>(dy_, segments, c, OutputGradient(),
+                                               to + rows.left_at(c, t - begin), rows_.step);
     }
   }
 
@@ -795,8 +901,7 @@ class WeightGradient {
   void transform_columns(int64_t begin, int64_t end, int64_t i, float* to) const {
     const Operand columns = Operand::right(p_.in_channels, end - begin);
     if (!planes_) {
-      return transform_channels<kPoints>(x_, begin, end, i, InputTransform(), columns,
-                                         columns_.step, to);
+      return transform_channels<in, seen>(x_, begin, end, i, Input(), columns, columns_.step, to);
     }
     const int64_t count = smaller(kLanes, p_.in_channels - i);
     alignas(64) float vectors[kProducts][kLanes][kLanes];
@@ -805,8 +910,8 @@ class WeightGradient {
       const int64_t last = smaller(t + kLanes, end);
       const Segments segments(tiles_, t, last);
       for (int64_t c = 0; c < count; ++c)
-        transform_planes<kPoints>(x_, segments, i + c, InputTransform(), vectors[0][c],
-                                  kLanes * kLanes);
+        transform_planes<in, seen, points>(x_, segments, i + c, Input(), vectors[0][c],
+                                           kLanes * kLanes);
       for (int k = 0; k < kProducts; ++k) {
         Float from[kLanes], transposed[kLanes];
         unrolled<kLanes>([&](auto c) STYLEGAN_FAST_INLINE {
@@ -821,23 +926,30 @@ class WeightGradient {
     }
   }
 
-  template <int seen, class Transform>
+  template <int tile, int seen, class Transform>
   void transform_channels(const Source& source, int64_t begin, int64_t end, int64_t c,
                           Transform transform, const Operand& operand, int64_t step,
                           float* to) const {
     for (int64_t t = begin; t < end; ++t)
-      transform_pixels<seen>(
+      transform_pixels<tile, seen, points>(
           source, t, zeros_, c, smaller(c + kLanes, source.image.channels), transform,
           [&](int64_t at) { return to + operand.right_at(at, t - begin); }, step);
   }
 
-  // Adds rows [o, o + count) of product k.
+  // Adds rows [o, o + count) of the products of transformed weight k.
+  void multiply_products(int team, int64_t k, int64_t o, int64_t count, int64_t depth,
+                         float* sums) const {
+    const int row = k / kWeightPoints, column = k % kWeightPoints;
+    for (int r = row; r < points_end(row, points); ++r)
+      for (int c = column; c < points_end(column, points); ++c)
+        multiply_product(team, r * points + c, o, count, depth, sums + k * sums_step_);
+  }
+
   void multiply_product(int team, int64_t k, int64_t o, int64_t count, int64_t depth,
-                        float* sums) const {
+                        float* to) const {
     const Operand rows = operand(p_.out_channels, depth, planes_);
     const float* left = to_rows_ + (team * kProducts + k) * rows_.step;
     const float* right = to_columns_ + (team * kProducts + k) * columns_.step;
-    float* to = sums + k * sums_step_;
     planes_ ? multiply_all<false, true>(left + rows.left_at(o, 0), right, count, p_.in_channels,
                                         depth, to, sum_step_)
             : multiply_all<true, true>(left + rows.right_at(o, 0), right, count, p_.in_channels,
@@ -853,18 +965,18 @@ class WeightGradient {
 
   void write_vector(int64_t o, int64_t i, int teams, const float* from) const {
     alignas(64) float taps[kTaps * kTaps][kLanes];
-    along_both<kPoints, kTaps>(
-        WeightGradientTransform(),
+    along_both<kWeightPoints, kTaps>(
+        typename Algorithm::WeightGradient(),
         [&](int k) STYLEGAN_FAST_INLINE {
           Float sum = Float::load(from + k * sums_step_);
           for (int team = 1; team < teams; ++team)
-            sum = sum + Float::load(from + (team * kProducts + k) * sums_step_);
+            sum = sum + Float::load(from + (team * kWeights + k) * sums_step_);
           return sum;
         },
         [&](int k, Float v) STYLEGAN_FAST_INLINE { v.store(taps[k]); });
     float* to = dw_ + o * p_.stride_o + i * p_.stride_i;
     for (int k = 0; k < kTaps * kTaps; ++k) {
-      const int64_t at = weight_at(p_, 0, k);
+      const int64_t at = weight_at(p_, k);
       for (int64_t lane = 0; at >= 0 && lane < smaller(kLanes, p_.in_channels - i); ++lane)
         to[at + lane * p_.stride_i] = taps[k][lane];
     }
@@ -887,22 +999,13 @@ class WeightGradient {
   float *const to_rows_, *const to_columns_, *const sums_, *const zeros_;
 };
 
-}  // namespace
-
-void conv2d_weight_gradient(const Conv2d& p, const void* x, const void* dy, const float* pre,
-                            const float* post, void* dw, int threads) {
-  WeightGradient(p, static_cast<const float*>(x), static_cast<const float*>(dy), pre, post,
-                 static_cast<float*>(dw), threads)
-      .run();
-}
-
-void conv2d_forward(const Conv2d& p, const Epilogue* e, const void* x, const void* w,
-                    const float* pre, const void* add, void* y, uint8_t* mask, int threads) {
-  const Problem problem(p, e, static_cast<const float*>(x), static_cast<const float*>(w), pre,
-                        static_cast<const float*>(add), static_cast<float*>(y), mask, threads);
+template <class Algorithm>
+void forward(const Problem<Algorithm>& problem) {
+  const Conv2d& p = problem.p;
   const int64_t used = problem.threads;
-  const int64_t weights = problem.weights.step * kProducts;
-  const int64_t inputs = problem.inputs.step * kProducts, sums = problem.sums_step * kProducts;
+  const int64_t weights = problem.weights.step * kWeights;
+  const int64_t inputs = problem.inputs.step * problem.kProducts;
+  const int64_t sums = problem.sums_step * problem.kProducts;
   const int64_t weight_blocks = problem.shares_tiles ? used : problem.channel_blocks;
   const int64_t input_blocks = problem.shares_tiles ? problem.shared_blocks : used;
   const Workspace workspace(weights * weight_blocks + inputs * input_blocks + sums * used +
@@ -913,7 +1016,7 @@ void conv2d_forward(const Conv2d& p, const Epilogue* e, const void* x, const voi
   float* const zeros = all_sums + sums * used;
   std::memset(zeros, 0, (p.in_channels + kLanes) * sizeof(float));
   const auto worker = [&](int64_t thread) {
-    return Worker(problem, all_sums + thread * sums, zeros);
+    return Worker<Algorithm>(problem, all_sums + thread * sums, zeros);
   };
 
   if (!problem.shares_tiles) {
@@ -953,6 +1056,30 @@ void conv2d_forward(const Conv2d& p, const Epilogue* e, const void* x, const voi
       }
     });
   }
+}
+
+}  // namespace
+
+void conv2d_weight_gradient(const Conv2d& p, const void* x, const void* dy, const float* pre,
+                            const float* post, void* dw, int threads) {
+  const auto run = [&](auto algorithm) {
+    WeightGradient<decltype(algorithm)>(p, static_cast<const float*>(x),
+                                        static_cast<const float*>(dy), pre, post,
+                                        static_cast<float*>(dw), threads)
+        .run();
+  };
+  p.down == 2 ? run(Down()) : run(Same());
+}
+
+void conv2d_forward(const Conv2d& p, const Epilogue* e, const void* x, const void* w,
+                    const float* pre, const void* add, void* y, uint8_t* mask, int threads) {
+  const auto run = [&](auto algorithm) {
+    forward(Problem<decltype(algorithm)>(p, e, static_cast<const float*>(x),
+                                         static_cast<const float*>(w), pre,
+                                         static_cast<const float*>(add), static_cast<float*>(y),
+                                         mask, threads));
+  };
+  p.up == 2 ? run(Up()) : p.down == 2 ? run(Down()) : run(Same());
 }
 
 #undef STYLEGAN_FAST_INLINE

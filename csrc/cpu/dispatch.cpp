@@ -56,8 +56,6 @@ const Level* widest() {
 
 const Level* current = widest();
 
-int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
-
 // A mask unit is 8 elements of one row.
 void check_mask(const uint8_t* mask, const Geometry& g, int64_t width) {
   const int64_t row = g.inner == 1 ? g.channels : width;
@@ -68,16 +66,14 @@ void check_mask(const uint8_t* mask, const Geometry& g, int64_t width) {
 }
 
 void check_conv2d(const Conv2d& p) {
-  const auto covers = [&p](int64_t pad, int taps) {
-    const int64_t first = -floor_divide(pad, p.up);
-    return p.up * (first + 2) + pad + 1 >= taps;
-  };
-  if (p.dtype != DType::float32 || p.down != 1 || p.up < 1 || p.up > 2 ||
-      !covers(p.pad_x, p.kernel_x) || !covers(p.pad_y, p.kernel_y)) {
+  const bool strides = p.up >= 1 && p.down >= 1 && p.up * p.down <= 2;
+  const bool even = p.up == 1 || (p.pad_y % 2 == 0 && p.pad_x % 2 == 0);
+  if (p.dtype != DType::float32 || !strides || !even || p.kernel_y > 3 || p.kernel_x > 3) {
     throw std::invalid_argument(
-        "conv2d takes float32, down=1 and up=1 with up to 3x3 taps, or up=2 with up to 3x3 of each "
-        "phase; got a kernel of " + std::to_string(p.kernel_y) + "x" + std::to_string(p.kernel_x) +
-        " with up=" + std::to_string(p.up) + " and down=" + std::to_string(p.down));
+        "conv2d takes float32, up to 3x3 taps, and up=2, with an even padding, or down=2; got a "
+        "kernel of " + std::to_string(p.kernel_y) + "x" + std::to_string(p.kernel_x) +
+        " with up=" + std::to_string(p.up) + " and down=" + std::to_string(p.down) +
+        ", padded by " + std::to_string(p.pad_y) + " and " + std::to_string(p.pad_x));
   }
 }
 

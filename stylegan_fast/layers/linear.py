@@ -47,7 +47,8 @@ class FullyConnectedLayer(nn.Module):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype) * self.weight_gain
+        weight = self.weight.to(x.dtype)
+        x = x * self.weight_gain  # most often less to scale than the weight
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if bias is not None and self.bias_gain != 1:
             bias = bias * self.bias_gain

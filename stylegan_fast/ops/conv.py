@@ -295,55 +295,92 @@ epilogue_op = define(
 
 
 class _Conv2d(torch.autograd.Function):
-    """C(x; w): bilinear, of any order. w is a weight, or where is_weight is False a cotangent."""
+    """C(pre ⊙ x; w), of any order. w is a weight, or where is_weight is False a cotangent."""
 
     @staticmethod
-    def forward(ctx, x, w, conv, backend, is_weight):
-        ctx.save_for_backward(x, w)
+    def forward(ctx, x, w, pre, conv, backend, is_weight):
+        ctx.save_for_backward(x, w, pre)
         ctx.conv = conv
         ctx.backend = backend
         ctx.is_weight = is_weight
-        ctx.positions = tensor_positions(x, w)
-        return linear_op(x, w, None, *_arguments(conv), backend)
+        ctx.positions = tensor_positions(x, w, pre)
+        return linear_op(x, w, pre, *_arguments(conv), backend)
 
     @staticmethod
     def backward(ctx, dy):
-        x, w = ctx.saved_tensors
-        needs_x, needs_w = needed_gradients(ctx, ctx.positions)[:2]
-        dx = dw = None
-        if needs_x:
-            dx = _input_gradient(dy, w, x.shape, ctx.conv, ctx.backend, ctx.is_weight)
+        x, w, pre = ctx.saved_tensors
+        needs_x, needs_w, needs_pre = needed_gradients(ctx, ctx.positions)[:3]
+        dx = dw = d_pre = None
+        if needs_x or needs_pre:
+            dx = _input_gradient(dy, w, x.shape, ctx.conv, ctx.backend, is_weight=ctx.is_weight)
+            dx, d_pre = _through_scale(dx, x, pre, ctx.backend)
         if needs_w and not (ctx.is_weight and weight_gradients_skipped()):
-            dw = _WeightGradient.apply(x, dy, _kernel_size(w), ctx.conv, ctx.backend)
-        return dx, dw, None, None, None
+            dw = _WeightGradient.apply(x, dy, pre, _kernel_size(w), ctx.conv, ctx.backend)
+        return dx, dw, d_pre, None, None, None
 
 
 class _WeightGradient(torch.autograd.Function):
-    """The gradient of <dy, C(x; w)> by w: bilinear in x and dy, of any order."""
+    """The gradient of <dy, C(pre ⊙ x; w)> by w, of any order."""
 
     @staticmethod
-    def forward(ctx, x, dy, kernel, conv, backend):
-        ctx.save_for_backward(x, dy)
+    def forward(ctx, x, dy, pre, kernel, conv, backend):
+        ctx.save_for_backward(x, dy, pre)
         ctx.conv = conv
         ctx.backend = backend
-        ctx.positions = tensor_positions(x, dy)
-        return weight_gradient_op(x, dy, None, list(kernel), *_arguments(conv), backend)
+        ctx.positions = tensor_positions(x, dy, pre)
+        return weight_gradient_op(x, dy, pre, list(kernel), *_arguments(conv), backend)
 
     @staticmethod
     def backward(ctx, h):
-        x, dy = ctx.saved_tensors
-        needs_x, needs_dy = needed_gradients(ctx, ctx.positions)[:2]
-        dx = d_dy = None
-        if needs_x:
-            dx = _input_gradient(dy, h, x.shape, ctx.conv, ctx.backend, False)
+        x, dy, pre = ctx.saved_tensors
+        needs_x, needs_dy, needs_pre = needed_gradients(ctx, ctx.positions)[:3]
+        dx = d_dy = d_pre = None
+        if needs_x or needs_pre:
+            dx = _input_gradient(dy, h, x.shape, ctx.conv, ctx.backend, is_weight=False)
+            dx, d_pre = _through_scale(dx, x, pre, ctx.backend)
         if needs_dy:
-            d_dy = _Conv2d.apply(x, h, ctx.conv, ctx.backend, False)
-        return dx, d_dy, None, None, None
+            d_dy = _Conv2d.apply(x, h, pre, ctx.conv, ctx.backend, False)
+        return dx, d_dy, d_pre, None, None, None
 
 
-def _input_gradient(dy, w, shape, conv, backend, is_weight=True):
+def _input_gradient(dy, w, shape, conv, backend, *, pre=None, is_weight=True):
     adjoint = conv.adjoint(*shape[2:], _kernel_size(w))
-    return _Conv2d.apply(dy, w.transpose(0, 1), adjoint, backend, is_weight)
+    return _Conv2d.apply(dy, w.transpose(0, 1), pre, adjoint, backend, is_weight)
+
+
+def _through_scale(d, x, pre, backend):
+    """The gradients of x and pre from the one of pre ⊙ x."""
+    if pre is None:
+        return d, None
+    dx, d_pre = _ScaledDot.apply(d, x, pre, backend)
+    return dx, d_pre.to(pre.dtype)
+
+
+class _ScaledDot(torch.autograd.Function):
+    """(scale ⊙ a, sum of a ⊙ b over the pixels), in one pass: any order."""
+
+    @staticmethod
+    def forward(ctx, a, b, scale, backend):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(a, b, scale)
+        ctx.backend = backend
+        a = _dense(a)
+        scaled, moments = epilogue_ops.backward_op(
+            a, b, None, None, scale, a.stride(), 1.0, 1.0, True, backend
+        )
+        return scaled, moments[1]
+
+    @staticmethod
+    def backward(ctx, h, g):
+        a, b, scale = ctx.saved_tensors
+        da = db = d_scale = None
+        if h is not None:
+            da, d_scale = _through_scale(h, a, scale, ctx.backend)
+        if g is not None:
+            g = g.to(a.dtype)[:, :, None, None]
+            da = b * g if da is None else torch.addcmul(da, b, g)
+            db = a * g
+        return da, db, d_scale, None
 
 
 class _Dot(torch.autograd.Function):
@@ -473,21 +510,18 @@ def _composed_backward(ctx, dy, needs):
     if needs_b:
         d_b = total.to(b.dtype)
     if needs_x or needs_pre or needs_w:
-        du = dv if scale is None else _scaled(dv, scale)
+        unscaled = dv
         if fir is not None:
             size = conv.output_size(*_image_size(x), _kernel_size(w))
-            du = fir_ops.linear(du, f, fir.adjoint(*size, filter_size(f)), backend)
+            unscaled = fir_ops.linear(dv, f, fir.adjoint(*size, filter_size(f)), backend)
         if needs_w:
-            xs = x if pre is None else _scaled(x, pre)
-            dw = _WeightGradient.apply(xs, du, _kernel_size(w), conv, backend)
+            du = unscaled if scale is None else _scaled(unscaled, scale)
+            dw = _WeightGradient.apply(x, du, pre, _kernel_size(w), conv, backend)
         if needs_x or needs_pre:
-            dxs = _input_gradient(du, w, x.shape, conv, backend)
-            if needs_pre:
-                d_pre = _Dot.apply(dxs, x, backend).to(pre.dtype)
-            if needs_x:
-                dx = dxs if pre is None else _scaled(dxs, pre)
+            dx = _input_gradient(unscaled, w, x.shape, conv, backend, pre=scale)
+            dx, d_pre = _through_scale(dx, x, pre, backend)
     if needs_scale and needs_noise:
-        u = _Conv2d.apply(x if pre is None else _scaled(x, pre), w, conv, backend, True)
+        u = _Conv2d.apply(x, w, pre, conv, backend, True)
         u = u if fir is None else fir_ops.linear(u, f, fir, backend)
         d_scale = _Dot.apply(dv, u, backend).to(scale.dtype)
     elif needs_scale:
@@ -527,7 +561,7 @@ def _run(
 def conv2d(x: torch.Tensor, w: torch.Tensor, conv: Fir, backend: str) -> torch.Tensor:
     """C(x; w) on a kernel backend. Arguments are validated by the callers."""
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-        return _Conv2d.apply(x, w, conv, backend, True)
+        return _Conv2d.apply(x, w, None, conv, backend, True)
     return linear_op(x, w, None, *_arguments(conv), backend)
 
 

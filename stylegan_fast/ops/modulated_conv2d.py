@@ -11,7 +11,7 @@ from ..activations import activation
 from ..backends import select
 from ..reference.bias_act import Epilogue
 from ..reference.conv2d_resample import plan
-from ..reference.modulated_conv2d import coefficients
+from ..reference.modulated_conv2d import coefficients, tap_energy
 from ..reference.modulated_conv2d import modulated_conv2d as reference_modulated_conv2d
 from ..reference.upfirdn2d import filter_size
 from ..weight_gradients import skippable
@@ -82,8 +82,8 @@ def modulated_conv2d(
     weight, styles and two bits an element; a curved act keeps the convolution's result instead.
 
     Accuracy: in float32 on the cpu backend most 3x3 convolutions run by Winograd's algorithm, whose
-    rounding errors are about ten times a direct sum's and reach over tiles of 4x4 pixels, so a
-    pixel far larger than its neighbours, an infinity or NaN disturbs its tile.
+    rounding errors are about ten times a direct sum's and reach over tiles of 4x4 pixels (8x8
+    with up=2), so a pixel far larger than its neighbours, an infinity or NaN disturbs its tile.
     STYLEGAN_FAST_WINOGRAD=0 chooses the direct sum.
 
     Autocast: the convolution runs in, and y has, the autocast dtype, as `conv2d`'s; d stays
@@ -194,11 +194,25 @@ def styled_conv2d(
             gain=gain,
             clamp=clamp,
         )
-    weight, before, after = coefficients(x, weight, styles, demodulate, input_gain)
+    weight, before, after = coefficients(x, weight, styles, demodulate, input_gain, _Energy.apply)
     end = Epilogue(after, noise, bias, act, alpha, gain, clamp, noise_strength)
     kernel_size = (weight.shape[3], weight.shape[2])
     steps = plan(kernel_size, filter_size(resample_filter), up, down, padding, flip_weight)
     return run_plan(x, weight, resample_filter, steps, end, name, pre=before)
+
+
+class _Energy(torch.autograd.Function):
+    """The energy of a weight's taps, of any order, whose gradient is one pass over the weight."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        ctx.save_for_backward(weight)
+        return tap_energy(weight)
+
+    @staticmethod
+    def backward(ctx, h):
+        (weight,) = ctx.saved_tensors
+        return weight * (2 * h)[:, :, None, None]
 
 
 def _weights_are_smaller(weight: torch.Tensor, x: torch.Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,10 +30,9 @@ def _divided_by_rms(t: torch.Tensor, dims: list[int]) -> torch.Tensor:
     return t * torch.where(mean_square > 0, mean_square, 1).rsqrt()
 
 
-def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
-    """d[n,o] = (sum over i, ky, kx of (weight[o,i,ky,kx] * styles[n,i])^2 + 1e-8)^-1/2"""
-    energy = weight.square().sum([2, 3])
-    return (styles.square() @ energy.t() + 1e-8).rsqrt()
+def tap_energy(weight: torch.Tensor) -> torch.Tensor:
+    """sum over ky, kx of weight[o,i,ky,kx]^2"""
+    return weight.square().sum([2, 3])
 
 
 class Coefficients(NamedTuple):
@@ -50,6 +49,7 @@ def coefficients(
     styles: torch.Tensor,
     demodulate: bool,
     input_gain: float | torch.Tensor | None,
+    energy: Callable[[torch.Tensor], torch.Tensor] = tap_energy,
 ) -> Coefficients:
     """See `stylegan_fast.ops.modulated_conv2d`; x matters for its dtype only."""
     dtype = torch.promote_types(torch.promote_types(weight.dtype, styles.dtype), torch.float32)
@@ -66,7 +66,7 @@ def coefficients(
                 largest = weight.detach().abs().amax([1, 2, 3], keepdim=True)
                 weight = _divided(weight, largest * fan_in**0.5)
                 before = _divided(before, before.detach().abs().amax(1, keepdim=True))
-            after = demodulation(weight, before)
+            after = (before.square() @ energy(weight).t() + 1e-8).rsqrt()
     elif guarded:
         largest = before.detach().abs().amax(1, keepdim=True)
         before = _divided(before, largest)

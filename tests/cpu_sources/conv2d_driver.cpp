@@ -54,17 +54,17 @@ void expect(const char* what, int64_t i, double actual, double expected, double 
 
 struct Case {
   int64_t samples, in_channels, out_channels, height, width;
-  int up, kernel_y, kernel_x;
+  int up, down, kernel_y, kernel_x;
   int64_t pad_y0, pad_y1, pad_x0, pad_x1;
 };
 
 // w is [O, I, kh, kw], or its transpose [I, O, kh, kw] rotated.
 Conv2d problem(const Case& c, bool in_last, bool out_last, bool transposed) {
-  const int64_t out_height = c.height * c.up + c.pad_y0 + c.pad_y1 - c.kernel_y + 1;
-  const int64_t out_width = c.width * c.up + c.pad_x0 + c.pad_x1 - c.kernel_x + 1;
+  const int64_t out_height = (c.height * c.up + c.pad_y0 + c.pad_y1 - c.kernel_y) / c.down + 1;
+  const int64_t out_width = (c.width * c.up + c.pad_x0 + c.pad_x1 - c.kernel_x) / c.down + 1;
   const int64_t taps = static_cast<int64_t>(c.kernel_y) * c.kernel_x;
   return {DType::float32, c.samples, c.in_channels, c.out_channels, c.height, c.width, out_height,
-          out_width, in_last, out_last, c.up, 1, c.pad_x0, c.pad_y0, c.kernel_x, c.kernel_y,
+          out_width, in_last, out_last, c.up, c.down, c.pad_x0, c.pad_y0, c.kernel_x, c.kernel_y,
           transposed ? taps : taps * c.in_channels, transposed ? taps * c.out_channels : taps,
           c.kernel_x, 1, !transposed};
 }
@@ -85,7 +85,7 @@ template <class F>
 void each_tap(const Conv2d& p, int64_t oy, int64_t ox, F&& f) {
   for (int ky = 0; ky < p.kernel_y; ++ky)
     for (int kx = 0; kx < p.kernel_x; ++kx) {
-      const int64_t zy = oy + ky - p.pad_y, zx = ox + kx - p.pad_x;
+      const int64_t zy = oy * p.down + ky - p.pad_y, zx = ox * p.down + kx - p.pad_x;
       if (zy < 0 || zx < 0 || zy % p.up || zx % p.up) continue;
       if (zy / p.up >= p.in_height || zx / p.up >= p.in_width) continue;
       const int fy = p.correlate ? ky : p.kernel_y - 1 - ky;
@@ -176,20 +176,24 @@ void weight_gradient(const Case& c, bool in_last, bool out_last, bool scaled, in
 
 int main() {
   const Case cases[] = {
-      {1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1},
-      {2, 1, 3, 5, 8, 1, 3, 3, 1, 1, 1, 1},
-      {1, 3, 16, 6, 72, 1, 3, 3, 1, 1, 1, 1},
-      {3, 16, 8, 8, 8, 1, 3, 3, 1, 1, 1, 1},
-      {1, 33, 18, 9, 13, 1, 3, 3, 0, 0, 0, 0},
-      {1, 17, 40, 4, 24, 1, 3, 3, 2, 0, 1, 1},
-      {2, 5, 70, 4, 6, 1, 3, 3, -1, 2, 1, -1},
-      {1, 2, 3, 20, 200, 1, 2, 3, 0, 1, 2, 0},
-      {1, 4, 5, 3, 7, 1, 1, 1, 0, 0, 0, 0},
-      {1, 3, 4, 3, 3, 1, 3, 3, 6, 5, 7, 4},
-      {2, 3, 8, 5, 12, 2, 6, 6, 3, 2, 3, 2},
-      {1, 17, 24, 4, 4, 2, 6, 6, 3, 3, 3, 3},
-      {1, 5, 3, 7, 70, 2, 3, 3, 2, 1, 2, 1},
-      {1, 2, 9, 5, 6, 2, 5, 4, 2, 0, 2, 3},
+      {1, 1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1},
+      {2, 1, 3, 5, 8, 1, 1, 3, 3, 1, 1, 1, 1},
+      {1, 3, 16, 6, 72, 1, 1, 3, 3, 1, 1, 1, 1},
+      {3, 16, 8, 8, 8, 1, 1, 3, 3, 1, 1, 1, 1},
+      {1, 33, 18, 9, 13, 1, 1, 3, 3, 0, 0, 0, 0},
+      {1, 17, 40, 4, 24, 1, 1, 3, 3, 2, 0, 1, 1},
+      {2, 5, 70, 4, 6, 1, 1, 3, 3, -1, 2, 1, -1},
+      {1, 2, 3, 20, 200, 1, 1, 2, 3, 0, 1, 2, 0},
+      {1, 4, 5, 3, 7, 1, 1, 1, 1, 0, 0, 0, 0},
+      {1, 3, 4, 3, 3, 1, 1, 3, 3, 6, 5, 7, 4},
+      {2, 3, 8, 5, 12, 2, 1, 3, 3, 2, 0, 2, 0},
+      {1, 17, 24, 4, 4, 2, 1, 3, 3, 2, 2, 2, 2},
+      {1, 5, 3, 7, 70, 2, 1, 3, 3, 2, 1, 2, 1},
+      {1, 2, 9, 5, 6, 2, 1, 2, 3, 4, 0, -2, 3},
+      {2, 3, 8, 5, 17, 1, 2, 3, 3, 0, 0, 0, 0},
+      {1, 17, 24, 9, 9, 1, 2, 3, 3, 1, 1, 1, 1},
+      {1, 5, 3, 7, 150, 1, 2, 3, 3, 2, 1, -1, 1},
+      {1, 2, 9, 5, 6, 1, 2, 3, 2, 2, 0, 1, 3},
   };
   for (const Case& c : cases)
     for (int threads = 1; threads <= 3; ++threads)
@@ -200,10 +204,13 @@ int main() {
         if (c.up == 1) weight_gradient(c, in_last, out_last, threads % 2, threads);
       }
   // More tiles than a block of them, more channels than a block of sums.
-  weight_gradient({1, 3, 2, 70, 75, 1, 3, 3, 1, 1, 1, 1}, false, false, true, 2);
-  weight_gradient({1, 2, 3, 70, 75, 1, 3, 3, 1, 1, 1, 1}, true, true, true, 3);
-  forward({1, 18, 136, 28, 32, 1, 3, 3, 1, 1, 1, 1}, false, false, 2, 3);
-  forward({1, 18, 136, 28, 30, 1, 3, 3, 1, 1, 1, 1}, true, true, 2, 3);
+  weight_gradient({1, 3, 2, 70, 75, 1, 1, 3, 3, 1, 1, 1, 1}, false, false, true, 2);
+  weight_gradient({1, 2, 3, 70, 75, 1, 1, 3, 3, 1, 1, 1, 1}, true, true, true, 3);
+  weight_gradient({1, 2, 3, 141, 150, 1, 2, 3, 3, 0, 0, 0, 0}, false, false, true, 2);
+  forward({1, 18, 136, 28, 32, 1, 1, 3, 3, 1, 1, 1, 1}, false, false, 2, 3);
+  forward({1, 18, 136, 28, 30, 1, 1, 3, 3, 1, 1, 1, 1}, true, true, 2, 3);
+  forward({1, 18, 136, 28, 32, 2, 1, 3, 3, 2, 1, 2, 1}, false, false, 2, 3);
+  forward({1, 18, 136, 57, 65, 1, 2, 3, 3, 0, 0, 0, 0}, false, false, 2, 3);
   std::printf("%d checks, %d failures\n", checks, failures);
   return failures > 0;
 }
