@@ -329,6 +329,7 @@ def test_two_processes_make_the_weights_of_one(pictures, tmp_path):
         [*torchrun, "-m", "stylegan_fast", *arguments(pictures, tmp_path / "two")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
+        timeout=300,
     )
     one, two = (
         checkpoints.load_networks(tmp_path / name / "checkpoint-000000.016/networks.safetensors")
