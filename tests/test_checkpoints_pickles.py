@@ -363,11 +363,57 @@ def test_modules_inside_themselves(tmp_path):
         loaded(tmp_path, program(b"}", value("G"), module, state, b"bs"))
 
 
-def test_the_same_value_in_many_calls(tmp_path):
-    many = value(list(range(1000))) + b"q\x63" + b"0"
-    calls = call(named("builtins", "set"), b"h\x63") * 1000
+def module(parameters=b"}", modules=b"}"):
+    """The instructions for a Generator of these dictionaries."""
+    names = ("_parameters", "_buffers", "_modules", "_init_args", "_init_kwargs")
+    parts = (parameters, b"}", modules, b")", b"}")
+    state = b"}(" + b"".join(value(name) + part for name, part in zip(names, parts)) + b"u"
+    meta = b"}(" + value("class_name") + value("Generator") + value("state") + state + b"u"
+    return call(named("torch_utils.persistence", "_reconstruct_persistent_obj"), meta)
+
+
+def many(count, item):
+    """The instructions for a dictionary of one item by many names."""
+    return b"}(" + b"".join(value(f"{i}") + item for i in range(count)) + b"u"
+
+
+GET = b"h\x63"
+EXPENSIVE = {
+    "modules of many tensors": (module(many(300, b"N")), module(modules=many(300, GET))),
+    "a long name of many modules": (
+        module(modules=many(300, b"N")),
+        module(modules=b"}" + value("n" * 3000) + GET + b"s"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_networks_much_larger_than_their_file(name, tmp_path):
+    shared, network = EXPENSIVE[name]
+    with pytest.raises(CheckpointError, match="too many modules in modules"):
+        loaded(tmp_path, program(shared + b"q\x630", b"}", value("G"), network, b"s"))
+
+
+@pytest.mark.parametrize("items", [list(range(1000)), tuple(range(1000)), set(range(1000))])
+def test_the_same_value_in_many_calls(items, tmp_path):
+    kept = (
+        call(named("builtins", "set"), value(list(items))) if type(items) is set else value(items)
+    )
+    calls = call(named("builtins", "set"), GET) * 1000
     with pytest.raises(CheckpointError, match="uses the same values too often"):
-        loaded(tmp_path, program(many, calls))
+        loaded(tmp_path, program(kept + b"q\x630", calls))
+
+
+def test_the_same_arguments_of_many_calls(tmp_path):
+    calls = (named("argparse", "Namespace") + GET + b"R") * 1000
+    with pytest.raises(CheckpointError, match="uses the same values too often"):
+        loaded(tmp_path, program(value((None,) * 100_000) + b"q\x630", calls))
+
+
+def test_a_long_name_of_a_class(tmp_path):
+    long_name = value("networks." + "n" * 1000) + b"q\x630"
+    with pytest.raises(CheckpointError, match="by a very long name"):
+        loaded(tmp_path, program(long_name, GET + value("x") + b"\x93"))
 
 
 STORAGE = value(torch.arange(6.0).__reduce_ex__(3)[1][0])

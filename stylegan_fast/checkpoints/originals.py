@@ -21,9 +21,11 @@ from .pickles import Record, StoredTensor
 LAYOUT = "network pickle of the originals"
 
 _CLASSES = {"Generator": stylegan2.Generator, "Discriminator": stylegan2.Discriminator}
+_PARTS = ("_parameters", "_buffers", "_modules")
 _MOST_ARGUMENTS = 256
-_MOST_MODULES = 20_000
-_DEEPEST = 32
+_MOST_NAMES = 20_000
+"""Of modules and tensors in a network; the same ones may be in many modules."""
+_LONGEST_NAME = 512
 
 
 def contents(value: Any) -> Contents | None:
@@ -43,8 +45,7 @@ def contents(value: Any) -> Contents | None:
 def is_module(value: Any) -> bool:
     """Whether this is an object with the state of a torch.nn.Module."""
     state = value.state if isinstance(value, Record) else None
-    parts = ("_modules", "_parameters", "_buffers")
-    return isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in parts)
+    return isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in _PARTS)
 
 
 def _check_class(name: str, module: Record) -> None:
@@ -109,16 +110,23 @@ def _tensors(module: Record) -> dict[str, Tensor]:
     waiting, seen = [("", module)], 0
     while waiting:
         prefix, inner = waiting.pop()
-        seen += 1
-        if seen > _MOST_MODULES or prefix.count(".") > _DEEPEST:
+        parameters, buffers, modules = (inner.state[part] for part in _PARTS)
+        seen += 1 + len(parameters) + len(buffers) + len(modules)
+        if seen > _MOST_NAMES:
             raise CheckpointError("a network has too many modules in modules")
-        state = inner.state
-        transient = state.get("_non_persistent_buffers_set")
+        transient = inner.state.get("_non_persistent_buffers_set")
         transient = transient if isinstance(transient, set) else set()
-        for name, value in (state["_parameters"] | state["_buffers"]).items():
+        for name, value in (parameters | buffers).items():
             if isinstance(value, StoredTensor) and name not in transient:
-                tensors[f"{prefix}{name}"] = value.load()
-        for name, child in state["_modules"].items():
+                tensors[_joined(prefix, name)] = value.load()
+        for name, child in modules.items():
             if is_module(child):
-                waiting.append((f"{prefix}{name}.", child))
+                waiting.append((f"{_joined(prefix, name)}.", child))
     return tensors
+
+
+def _joined(prefix: str, name: Any) -> str:
+    joined = f"{prefix}{name}"
+    if len(joined) > _LONGEST_NAME:
+        raise CheckpointError("a network has too many modules in modules, or too long names")
+    return joined

@@ -33,6 +33,8 @@ _MOST_SHARED = 4
 """Times an element of a storage is copied into tensors, apart from a few."""
 _FEW = 1024
 _MOST_DIMENSIONS = 8
+_LONGEST_NAME = 256
+_SIZED = (str, bytes, tuple, list, dict, set)
 
 
 class Global(NamedTuple):
@@ -279,7 +281,8 @@ class _Machine:
 
     def call(self, function: Global, arguments: tuple[Any, ...]) -> Any:
         # What a call copies has been read before, but the same value may be given to many calls.
-        self.budget -= sum(len(a) for a in arguments if isinstance(a, (str, bytes, list, dict)))
+        self.budget -= len(arguments)
+        self.budget -= sum(len(a) for a in arguments if isinstance(a, _SIZED))
         if self.budget < 0:
             raise CheckpointError("it uses the same values too often")
         if function == _NESTED:
@@ -298,9 +301,10 @@ class _Machine:
         return self.nested[id(data)][1]
 
     def persistent(self, identity: tuple[Any, ...]) -> Storage:
-        kind, storage_type, key, _, count, *view = identity
-        if self.read is None or kind != "storage" or any(view):
+        outside = self.read is None or len(identity) not in (5, 6) or identity[0] != "storage"
+        if outside or any(identity[5:]):  # the sixth makes it a part of another storage
             raise CheckpointError("it refers to something outside of it")
+        _, storage_type, key, _, count, *_ = identity
         dtype = _STORAGES.get(_of_type(Global, storage_type))
         if dtype is None:
             raise CheckpointError(f"it holds a {storage_type}, which is no storage of numbers")
@@ -423,6 +427,8 @@ _MODULES = ("networks.", "training.", "torch_utils.", "torch.nn.modules.", "R3GA
 
 
 def _known(function: Global) -> Global:
+    if len(function.module) + len(function.name) > _LONGEST_NAME:
+        raise CheckpointError("it refers to something by a very long name")
     known = function in _CALLS or function in _STORAGES or function in _OTHERS
     if function.module.startswith("dnnlib.tflib"):
         raise CheckpointError("it is of the TensorFlow release; the PyTorch releases convert those")
