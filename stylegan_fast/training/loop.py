@@ -268,13 +268,12 @@ class Trainer:
         """Every few steps the probability of augmentation follows the sign of the real logits."""
         config = self.config
         self._signs.append(sign)
-        if len(self._signs) == config.ada_interval:
-            mean = math.fsum(self._signs) / config.ada_interval
+        steps = len(self._signs)
+        if steps >= config.ada_interval:  # more where a resumed run had a longer interval
+            mean = math.fsum(self._signs) / steps
             self._signs.clear()
-            step = adjust(
-                mean, config.ada_target, config.batch, config.ada_interval, config.ada_kimg
-            )
-            augment.p.add_(step).clamp_(0, 1)
+            change = adjust(mean, config.ada_target, config.batch, steps, config.ada_kimg)
+            augment.p.add_(change).clamp_(0, 1)
 
     @property
     def _rounds(self) -> int:
