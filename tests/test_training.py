@@ -23,7 +23,7 @@ from stylegan_fast.testing import assert_matches, tolerance
 from stylegan_fast.training import data, loop, snapshots
 from stylegan_fast.training.config import TrainingConfig, micro_batch, preset
 from stylegan_fast.training.distributed import World
-from stylegan_fast.training.logs import read, save_grid
+from stylegan_fast.training.logs import Logs, read, save_grid
 from stylegan_fast.training.loop import NonFiniteLossError, Trainer
 from stylegan_fast.training.networks import Adapter
 
@@ -299,6 +299,17 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
     (folder / snapshots.STATE).write_text(json.dumps(state))
     with pytest.raises(checkpoints.CheckpointError, match=r"not the state of such a run.*'step'"):
         trainer(tmp_path / "other", resume=str(folder))
+    (folder / snapshots.STATE).write_text("{}")
+    with pytest.raises(checkpoints.CheckpointError, match=r"state\.json: not the state of a run"):
+        trainer(tmp_path / "other", resume=str(folder))
+
+
+@pytest.mark.parametrize("damage", [b"12,0.5", b"\0\0\0\0\n", b",1\n", b"\xff\xfe\n"])
+def test_a_damaged_log_does_not_stop_a_run(damage, tmp_path):
+    header = b"images,loss_g\n8,0.25\n"
+    (tmp_path / "log.csv").write_bytes(header + damage)
+    with Logs(tmp_path, ["loss_g"], 10, 20, show=False):
+        assert (tmp_path / "log.csv").read_bytes() == header
 
 
 def test_old_checkpoints_are_removed_where_asked(tmp_path):
@@ -436,6 +447,13 @@ def test_adaptive_augmentation_follows_the_signs_and_resumes(tmp_path):
     assert whole.augment.p.item() == (1 if np.mean(signs) > 0.6 else 0)
 
 
+def test_adaptive_augmentation_goes_on_with_a_shorter_interval(tmp_path):
+    trained(tmp_path, augment="ada", augment_p=0.5, ada_interval=8)  # stops after 4 steps
+    run = trained(tmp_path, "latest", augment="ada", ada_interval=2, ada_kimg=0.05, kimg=0.024)
+    assert len(run._signs) == 1
+    assert abs(abs(run.augment.p.item() - 0.5) - 0.4) < 1e-6, "20 of 50 images change p by 0.4"
+
+
 def test_labels_condition_both_networks(tmp_path):
     run = trained(tmp_path, labels=True, kimg=0.004)
     assert run.g.c_dim == run.d.c_dim == 2
@@ -516,6 +534,10 @@ def test_unknown_presets_are_refused(name, message):
         ({"style_mixing": 1.5}, "style_mixing=1.5 must be between 0 and 1"),
         ({"r1_gamma": -1.0}, "r1_gamma=-1.0 must not be negative"),
         ({"kimg": float("nan")}, "kimg=nan must be positive"),
+        ({"kimg": float("inf")}, "kimg=inf must be finite"),
+        ({"ada_target": float("nan")}, "ada_target=nan must be finite"),
+        ({"ema_rampup": -1.0}, "ema_rampup=-1.0 must not be negative"),
+        ({"channel_base": 16}, "channel_base=16 must be at least resolution=32"),
         ({"progressive": True}, "progressive=True needs network='stylegan'"),
     ],
 )
@@ -637,6 +659,7 @@ def test_bad_input_is_one_line_and_status_2(pictures, tmp_path, capsys):
         "--outdir FOLDER is missing": lambda: main(["train", "--config", "stylegan2-8"]),
         "unknown metric 'is'": lambda: command(pictures, tmp_path / "a", metrics="is"),
         "device='warp'": lambda: command(pictures, tmp_path / "a", "--device", "warp"),
+        "device='meta'": lambda: command(pictures, tmp_path / "a", "--device", "meta"),
     }
     for message, call in cases.items():
         assert call() == 2, message

@@ -142,6 +142,7 @@ def test_vectors_stay_as_they_are_also_in_a_folder_inside(write):
         (labels_of("0.png"), "expected"),
         (b"{]", "dataset.json: expected"),
         (b"[]", "dataset.json: expected"),
+        (b"[" * 10**5, "dataset.json: expected"),
     ],
 )
 def test_labels_that_cannot_be_used(write, content, message):
@@ -281,6 +282,18 @@ def test_paths_that_are_no_dataset(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="empty: no images"):
         ImageDataset(tmp_path / "empty")
+
+
+def test_damaged_zips(tmp_path):
+    good = write_zip(tmp_path / "good.zip", [(Image.new("RGB", (8, 8)), 3)]).read_bytes()
+    path = tmp_path / "bad.zip"
+    path.write_bytes(good.replace(b'{"labels"', b'{"kabels"'))
+    with pytest.raises(DatasetError, match=r"bad\.zip/dataset\.json: .*CRC"):
+        ImageDataset(path, labels=True)
+    directory = good.rindex(b"PK\1\2")
+    path.write_bytes(good[: directory + 6] + b"\xff" + good[directory + 7 :])  # the version needed
+    with pytest.raises(DatasetError, match=r"bad\.zip: neither a folder nor a zip file.*version"):
+        ImageDataset(path)
 
 
 @pytest.mark.parametrize(

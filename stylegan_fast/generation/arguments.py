@@ -72,7 +72,7 @@ def reported(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Na
 def load_generator(arguments: argparse.Namespace) -> Generator:
     try:
         device = torch.device(arguments.device)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {arguments.device}: {reason}") from error

@@ -104,6 +104,15 @@ class TrainingConfig:
         for name in PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be between 0 and 1")
+        for name, value in self.as_json().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}={value!r} must be finite")
+        if self.ema_rampup is not None and self.ema_rampup < 0:
+            raise ValueError(f"ema_rampup={self.ema_rampup!r} must not be negative")
+        if self.channel_base < self.resolution:
+            raise ValueError(
+                f"channel_base={self.channel_base} must be at least resolution={self.resolution}"
+            )
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch={self.micro_batch!r} must be positive")
         if self.progressive and self.network != "stylegan":

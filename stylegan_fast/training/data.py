@@ -371,7 +371,7 @@ class _Source:
             if entries is None:
                 return None
             return [(root + name.replace("\\", "/"), label) for name, label in entries]
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except Exception as error:  # a zip may be damaged too
             raise DatasetError(
                 f'{self.path}/{name}: expected {{"labels": [[name, label], ...]}}, got {error!r}'
             ) from None
@@ -416,7 +416,7 @@ def _open(path: Path) -> _Source:
         raise DatasetError(f"{path}: no such folder or zip file")
     try:
         return _Zip(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile raises more than BadZipFile
         raise DatasetError(f"{path}: neither a folder nor a zip file: {error}") from None
 
 

@@ -82,4 +82,8 @@ def local_device(name: str | None) -> torch.device:
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    try:
+        torch.empty(0, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r}: {str(error).splitlines()[0]}") from None
     return device

@@ -94,11 +94,13 @@ class Logs:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a log; none where there is no file."""
+    """The rows of a log, without those that a crash of the machine damaged; none where there is no
+    file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with path.open(newline="", errors="replace") as file:
+        rows = csv.DictReader(line.replace("\0", "") for line in file)
+        return [row for row in rows if (row.get("images") or "").isdecimal()]
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:

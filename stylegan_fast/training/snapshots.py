@@ -63,7 +63,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a checkpoint of a run: {error}") from None
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
         raise CheckpointError(f"{folder / STATE}: not the state of a run")
     return tensors, state
 
