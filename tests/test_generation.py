@@ -206,6 +206,24 @@ def test_an_image_is_cut_to_its_middle(tmp_path):
     assert images.read_image(tmp_path / "a.png", 8, 1).shape == (1, 1, 8, 8)
 
 
+def test_an_image_is_read_as_in_training(tmp_path):
+    ramp = np.arange(16, dtype=np.uint16).reshape(4, 4) << 12
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    upside_down = Image.Exif()
+    upside_down[0x0112] = 3
+    Image.fromarray((ramp >> 8).astype(np.uint8)).save(tmp_path / "turned.png", exif=upside_down)
+    deep, turned = (images.read_image(tmp_path / name, 4, 1) for name in ("deep.png", "turned.png"))
+    assert ((deep + 1) * 127.5).round().int()[0, 0].tolist() == (ramp >> 8).tolist()
+    assert torch.equal(turned, deep.flip(2, 3))
+
+
+def test_other_programs_are_not_started_to_read_an_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("started"))
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.eps")
+    with pytest.raises(ValueError, match=r"a\.eps: it is no image"):
+        images.read_image(tmp_path / "a.eps", 8, 3)
+
+
 @pytest.mark.parametrize("noise_mode", ["random", "const", "none"])
 def test_rendering_is_deterministic(files, family, noise_mode):
     """Nothing depends on the other samples or on what was drawn before, and the caller's generator
@@ -599,3 +617,25 @@ def test_a_perceptual_loss_downloads_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(ValueError, match=r"vgg16-397923af.pth: no such file"):
         projection.vgg16_features()
+    models.vgg16 = lambda: nn.Linear(1, 1)
+    (tmp_path / "text").write_text("no weights")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other")
+    for name in ("text", "other"):
+        with pytest.raises(ValueError, match=f"{name}: it does not hold the weights of VGG16"):
+            projection.vgg16_features(tmp_path / name)
+
+
+def test_without_safetensors(files, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    out = tmp_path / "out"
+    assert command("generate", "--network", files["stylegan"], "--seeds", 1, "--outdir", out) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'stylegan_fast[train]'" in line
+
+
+def test_a_projection_that_diverges(generator):
+    size = generator.img_resolution
+    with pytest.raises(
+        ValueError, match=r"the loss is (inf|nan) after \d+ steps; try less than lr="
+    ):
+        projection.project(generator, torch.zeros(1, 3, size, size), lr=1e30, steps=6)

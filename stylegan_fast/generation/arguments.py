@@ -61,7 +61,7 @@ def reported(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Na
     def command(arguments: argparse.Namespace) -> int:
         try:
             run(arguments)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             print(f"stylegan_fast {arguments.command}: {error}", file=sys.stderr)
             return 2
         return 0

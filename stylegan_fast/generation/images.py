@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..training import data
 from .networks import Generator
 
 VIDEOS = (".gif", ".mp4")
@@ -106,22 +107,19 @@ def _save_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
 
 def read_image(path: str | os.PathLike[str], resolution: int, channels: int) -> Tensor:
-    """[1, channels, resolution, resolution] in [-1, 1]: the middle square of an image, resized.
+    """[1, channels, resolution, resolution] in [-1, 1]: an image as training would see it, its
+    middle square resized.
 
     ValueError, naming the file, if it is no image.
     """
     try:
-        with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is no image that Pillow can read"
+        with Image.open(path, formats=data.FORMATS) as image:
+            pixels = data.pixels(image, resolution, channels)
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        reason = getattr(error, "strerror", None) or "it is no image that can be read"
         raise ValueError(f"{path}: {reason}") from error
-    side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
-    image = image.crop((left, top, left + side, top + side))
-    image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image)).reshape(resolution, resolution, channels)
-    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+    x = torch.tensor(pixels).reshape(1, resolution, resolution, channels)
+    return x.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def save_latents(path: str | os.PathLike[str], **arrays: Tensor | Sequence | None) -> None:

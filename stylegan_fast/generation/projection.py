@@ -56,7 +56,7 @@ def project(
     space "w" finds one vector for all layers, "w+" one for each. perceptual: features of an image,
     such as `vgg16_features`. With `optimize_noise` the constant noise maps are found too, kept
     white by `noise_penalty`. `progress` gets the loss and w [1, num_ws or 1, w_dim] after each
-    step. The generator is left as it is.
+    step. The generator is left as it is. ValueError where the loss does not stay finite.
     """
     check_choice("space", space, SPACES)
     size = generator.img_resolution
@@ -87,6 +87,8 @@ def project(
         if noises:
             loss = loss + NOISE_PENALTY * sum(map(noise_penalty, noises.values()))
         optimizer.zero_grad()
+        if not loss.isfinite():
+            raise ValueError(f"the loss is {loss.item()} after {step} steps; try less than {lr=:g}")
         loss.backward()
         optimizer.step()
         _normalize(noises)
@@ -138,7 +140,10 @@ def vgg16_features(weights: str | Path | None = None) -> nn.Module:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; put torchvision's {name} there, or name another")
     network = vgg16()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch.load raises whatever it stumbles over
+        raise ValueError(f"{path}: it does not hold the weights of VGG16") from error
     return PerceptualFeatures(network.features)
 
 

@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What a file of these names may hold: no format of which Pillow starts other programs."""
 
 _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
@@ -196,7 +196,7 @@ class ImageDataset(Dataset):
         try:
             with (
                 self._source.open(name) as file,
-                Image.open(file, formats=_FORMATS) as image,
+                Image.open(file, formats=FORMATS) as image,
             ):
                 if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
                     raise ValueError(f"{image.width}×{image.height} is more than Pillow's limit")
@@ -227,17 +227,7 @@ class ImageDataset(Dataset):
         return odd
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
-        """[H, W] or [H, W, 3], cropped at the centre and resized."""
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            values = np.asarray(image).astype(np.int64) >> 8
-            image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if self.img_channels == 1 else "RGB")
-        return np.asarray(_square(image, self.resolution))
+        return pixels(image, self.resolution, self.img_channels)
 
 
 class InfiniteSampler(Sampler[int]):
@@ -286,6 +276,19 @@ def loader(dataset: Dataset, batch: int, sampler: InfiniteSampler, workers: int 
         # Its own, or the workers' seeds would be drawn from the state of the training.
         generator=torch.Generator().manual_seed(sampler.seed),
     )
+
+
+def pixels(image: Image.Image, side: int, channels: int) -> np.ndarray:
+    """[side, side] or, of 3 channels, [side, side, 3]: cropped at the centre and resized."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(_square(image.convert("L" if channels == 1 else "RGB"), side))
 
 
 def example(path: str | os.PathLike, resolution: int = 32, count: int = 512, seed: int = 0) -> Path:
