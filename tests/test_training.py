@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from stylegan_fast import checkpoints
 from stylegan_fast.__main__ import main
+from stylegan_fast.models import stylegan2
 from stylegan_fast.testing import assert_matches, tolerance
 from stylegan_fast.training import data, loop, snapshots
 from stylegan_fast.training.config import TrainingConfig, micro_batch, preset
@@ -271,6 +272,13 @@ def test_resuming_another_architecture_names_the_fields(finished, tmp_path):
     assert "channel_base" not in str(error.value)
     with pytest.raises(ValueError, match="img_resolution=8 instead of 16"):
         trainer(tmp_path, resume=str(finished.out), resolution=16)
+
+
+def test_transfer_from_other_widths_by_default_names_the_tensors(tmp_path):
+    g = stylegan2.Generator(6, 0, 5, 8, 3, {"num_layers": 2}, channel_max=8)
+    checkpoints.save_networks(tmp_path / "g.safetensors", {"G": g})
+    with pytest.raises(ValueError, match=r"const is \[8, 4, 4\] instead of \[4, 4, 4\]"):
+        trainer(tmp_path / "run", resume=str(tmp_path / "g.safetensors"), channel_base=16)
 
 
 def test_a_folder_with_a_run_is_not_written_over(finished):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from ..checkpoints import CheckpointError
+from ..checkpoints.contents import check_same_tensors
 from ..models import stylegan, stylegan2
 from ..models._recorded import class_path
 from .config import TrainingConfig
@@ -129,11 +130,14 @@ class Adapter:
 def load_weights(network: Generator | Discriminator, stored: nn.Module, source: Path) -> None:
     """Copy the weights of `stored`, a network of the file `source`. ValueError, naming what differs
     between the arguments the two were made with, unless they have the same tensors."""
-    ours = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = stored.state_dict()
-    if ours != {name: tuple(tensor.shape) for name, tensor in state.items()}:
-        differences = _differences(stored, network)
-        raise CheckpointError(f"{source} holds other networks than this run's: {differences}")
+    try:
+        check_same_tensors(state, network.state_dict())
+    except CheckpointError as error:
+        differences = _differences(stored, network) or error  # a file may leave out defaults
+        raise CheckpointError(
+            f"{source} holds other networks than this run's: {differences}"
+        ) from None
     network.load_state_dict(state)
 
 
