@@ -301,8 +301,8 @@ class _Machine:
         return self.nested[id(data)][1]
 
     def persistent(self, identity: tuple[Any, ...]) -> Storage:
-        outside = self.read is None or len(identity) not in (5, 6) or identity[0] != "storage"
-        if outside or any(identity[5:]):  # the sixth makes it a part of another storage
+        known = len(identity) in (5, 6) and identity[0] == "storage" and not any(identity[5:])
+        if self.read is None or not known:
             raise CheckpointError("it refers to something outside of it")
         _, storage_type, key, _, count, *_ = identity
         dtype = _STORAGES.get(_of_type(Global, storage_type))
