@@ -234,6 +234,7 @@ def header(tmp_path):
         (lambda d: d["networks"]["G"].update(init_kwargs=3), "header cannot be understood"),
         (lambda d: d["networks"]["G"]["init_kwargs"].update(z_dim=6), "mapping.fc0.weight is"),
         (lambda d: d["networks"]["G"]["init_kwargs"].update(z_dim=2**70), "cannot be made"),
+        (lambda d: d["networks"]["G"]["init_kwargs"].update(conv_clamp="1"), "conv_clamp='1'"),
         (lambda d: d["networks"]["G"]["init_kwargs"].update(channel_base=2**50), "instead of"),
         (
             lambda d: d["networks"]["G"]["init_kwargs"].update(

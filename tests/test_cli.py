@@ -388,6 +388,15 @@ def test_a_closed_pipe_is_no_traceback():
     assert process.returncode == 1
 
 
+def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
+    def run(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stylegan_fast.info.run", run)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "stylegan_fast info: interrupted\n"
+
+
 def test_bench_is_part_of_the_command(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["bench", "--help"])

@@ -7,6 +7,8 @@ from numbers import Integral
 
 from torch import Tensor
 
+from .._checks import check_number
+
 
 def check_shape(name: str, tensor: Tensor | None, *sizes: int | str) -> Tensor:
     """The tensor; ValueError unless it has these sizes. A string names a size that is free."""
@@ -29,6 +31,13 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+
+
+def check_clamp(conv_clamp: float | None) -> float | None:
+    """The value; TypeError or ValueError unless it is None or a number not below 0."""
+    if conv_clamp is not None:
+        check_number("conv_clamp", conv_clamp, minimum=0)
+    return conv_clamp
 
 
 def check_resolution(name: str, value: int, least: int = 4) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..activations import activation as lookup_activation
 from ..ops import setup_filter
 from ..ops.conv2d_resample import conv2d_bias_act
+from .checks import check_clamp
 
 
 def initial_weight(
@@ -58,7 +59,7 @@ class Conv2dLayer(nn.Module):
         self.kernel_size = kernel_size
         self.up = up
         self.down = down
-        self.conv_clamp = conv_clamp
+        self.conv_clamp = check_clamp(conv_clamp)
         self.activation = lookup_activation(activation).name
         self.act_gain = lookup_activation(activation).gain
         self.padding = kernel_size // 2

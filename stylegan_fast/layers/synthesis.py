@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..activations import activation as lookup_activation
 from ..ops import modulated_conv2d, setup_filter
 from ..ops.modulated_conv2d import styled_conv2d
-from .checks import check_choice, check_shape
+from .checks import check_choice, check_clamp, check_shape
 from .conv import initial_weight
 from .linear import FullyConnectedLayer
 
@@ -57,7 +57,7 @@ class SynthesisLayer(nn.Module):
         self.kernel_size = kernel_size
         self.up = up
         self.use_noise = use_noise
-        self.conv_clamp = conv_clamp
+        self.conv_clamp = check_clamp(conv_clamp)
         self.activation = lookup_activation(activation).name
         self.act_gain = lookup_activation(activation).gain
         self.padding = kernel_size // 2
@@ -138,7 +138,7 @@ class ToRGBLayer(nn.Module):
         self.out_channels = out_channels
         self.w_dim = w_dim
         self.kernel_size = kernel_size
-        self.conv_clamp = conv_clamp
+        self.conv_clamp = check_clamp(conv_clamp)
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         weight = initial_weight(in_channels, out_channels, kernel_size, channels_last)
         self.weight = nn.Parameter(weight)
