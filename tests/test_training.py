@@ -641,10 +641,11 @@ def test_a_signal_ends_the_step_and_saves(pictures, tmp_path, monkeypatch, capsy
     assert snapshots.complete(out)[-1].name == "checkpoint-000000.012"
 
 
-def test_the_command_continues_a_run_with_its_configuration(pictures, tmp_path):
+def test_the_command_continues_a_run_with_its_configuration(pictures, tmp_path, capsys):
     out = tmp_path / "run"
     assert command(pictures, out, kimg=0.008) == 0
     assert main(["train", "--outdir", str(out), "--resume", "latest", "--kimg", "0.016"]) == 0
+    assert "resumed with kimg=0.016 instead of 0.008\n" in capsys.readouterr().err
     state = json.loads((out / "checkpoint-000000.016" / snapshots.STATE).read_text())
     assert state["config"]["channel_base"] == TINY["channel_base"]
     assert state["config"]["kimg"] == 0.016

@@ -82,6 +82,7 @@ class Trainer:
         self.images_seen = 0
         self.stopped = False
         self._stop_asked = False
+        self._changes: list[str] = []
         self._history: dict[str, list[float]] = {}
         self._signs: list[float] = []
         self._facts: dict[str, Tensor] = {}
@@ -294,6 +295,8 @@ class Trainer:
         snapshots.remove_unfinished(self.out)
         total = round(1000 * self.config.kimg)
         with Logs(self.out, COLUMNS, self.images_seen, total, self.show) as logs:
+            if self._changes:
+                logs.say(f"resumed with {', '.join(self._changes)}")
             if self.step == 0:
                 self._write_grid(logs, "reals", self._shown[0] / 127.5 - 1)
                 self._write_grid(logs, "fakes", self.samples())
@@ -454,6 +457,11 @@ class Trainer:
             self.step = state["step"]
             self.images_seen = state["images_seen"]
             self._history = state["history"]
+            self._changes = [
+                f"{name}={value!r} instead of {state['config'].get(name)!r}"
+                for name, value in self.config.as_json().items()
+                if value != state["config"].get(name)
+            ]
             self._signs = state["signs"]
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: not the state of such a run: {error!r}") from error
