@@ -77,7 +77,7 @@ class _TransformableSkippable(_Skippable):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight):
+    def forward(weight):  # type: ignore[override]
         return weight.view_as(weight)
 
     @staticmethod
