@@ -495,6 +495,17 @@ def test_metrics_are_logged_with_every_checkpoint(tmp_path, monkeypatch):
     assert asked == [["fid"], ("Generator", 3), ("Generator", 3)]
 
 
+def test_networks_that_grow_have_no_metrics_and_say_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "Evaluation", lambda *_: lambda *_: pytest.fail("measured"))
+    growing = {"network": "stylegan", "progressive": True, "resolution": 16, "kimg": 0.004}
+    config = TrainingConfig(**{**TINY, **growing, "metrics": "fid"})
+    dataset = Pictures()
+    dataset.images = torch.zeros(9, 3, 16, 16, dtype=torch.uint8)
+    Trainer(config, tmp_path, dataset=dataset).train()
+    saved = "checkpoint-000000.004, before the last resolution has grown\n"
+    assert saved in capsys.readouterr().err
+
+
 def test_grids_are_laid_out_row_by_row(tmp_path):
     images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 3, 2, 5)
     save_grid(tmp_path / "grid.png", images, columns=3)
@@ -574,6 +585,7 @@ def test_progressive_growing_rests_and_fades():
         shown = adapter.real(torch.randn(1, 3, 32, 32))
         assert shown.shape == (1, 3, resolution, resolution)
         assert adapter._fade["alpha"] == pytest.approx(alpha)
+        assert adapter.grown == (images >= 4000)
         assert adapter.full_size(shown).shape == (1, 3, 32, 32)
     adapter.grow(3250)
     image = torch.rand(1, 3, 32, 32)

@@ -344,14 +344,15 @@ class Trainer:
             logs.write(self.images_seen, {**row, **facts})
 
     def _metrics(self) -> dict[str, float]:
-        if self._evaluation is None:
+        if self._evaluation is None or not self.adapter.grown:
             return {}
         return self._evaluation(self.g_ema, self.config.metric_images)
 
     def _snapshot(self, logs: Logs | None) -> None:
         if logs is not None:
             self._write_grid(logs, "fakes", self.samples())
-            logs.say(f"saved {self.save()}")
+            unfinished = "" if self.adapter.grown else ", before the last resolution has grown"
+            logs.say(f"saved {self.save()}{unfinished}")
         self.world.barrier()
 
     def _check_finite(self, losses: dict[str, float]) -> None:

@@ -100,6 +100,11 @@ class Adapter:
         fading = self._resolution == 8 << int(phase) and phase > 0
         self._fade = {"alpha": min(part, 1.0) if fading else 1.0}
 
+    @property
+    def grown(self) -> bool:
+        """Whether the networks make and see whole images."""
+        return self._resolution == self._config.resolution and self._fade.get("alpha", 1) == 1
+
     def synthesis(self, g: Generator, ws: Tensor, **kwargs: Any) -> Tensor:
         if self._fade:
             kwargs.update(self._fade, resolution=self._resolution)
