@@ -4,6 +4,7 @@ The CPU kernels need g++ or clang++, the CUDA kernels nvcc; nothing needs torch 
 that does not compile is left out, and stylegan_fast/_build.json keeps the reason. Environment:
 
     STYLEGAN_FAST_CUDA    auto (default): CUDA kernels if nvcc builds them; on: or fail; off: none
+    STYLEGAN_FAST_LEVELS  all (default) SIMD levels; baseline: that one only, which compiles sooner
     TORCH_CUDA_ARCH_LIST  such as "8.0;9.0+PTX"; default: those of CUDA_ARCHITECTURES nvcc knows
     STYLEGAN_FAST_COMMIT  the commit to record where there is no git checkout
     CC, CXX, CXXFLAGS, LDFLAGS, CUDA_HOME, MAX_JOBS    as everywhere
@@ -65,6 +66,15 @@ def write(name, text):
     return str(path)
 
 
+def choice(variable, *allowed):
+    """The variable's value, the first of those allowed where it is unset."""
+    value = os.environ.get(variable) or allowed[0]
+    if value not in allowed:
+        *others, last = allowed
+        raise ValueError(f"{variable}={value!r}: choose {', '.join(others)} or {last}")
+    return value
+
+
 def words(variable):
     return shlex.split(os.environ.get(variable, ""))
 
@@ -85,6 +95,9 @@ def host_compiler():
     except BuildError:
         pass  # the kernels then run on one thread
     levels = {"baseline": [], **(X86_LEVELS if x86 else {})}
+    if choice("STYLEGAN_FAST_LEVELS", "all", "baseline") == "baseline":
+        levels = {"baseline": []}
+        flags.append("-DSTYLEGAN_FAST_BASELINE_ONLY")
     return {"ok": True, "version": version, "command": command, "flags": flags, "levels": levels}
 
 
@@ -240,9 +253,7 @@ def commit():
 
 class BuildModule(build_ext):
     def run(self):
-        wish = os.environ.get("STYLEGAN_FAST_CUDA", "auto")
-        if wish not in ("auto", "on", "off"):
-            raise ValueError(f"STYLEGAN_FAST_CUDA={wish!r}: choose auto, on or off")
+        wish = choice("STYLEGAN_FAST_CUDA", "auto", "on", "off")
         package = Path("." if self.inplace else self.build_lib, "stylegan_fast")
         BUILD.mkdir(parents=True, exist_ok=True)
         package.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ VARIABLES = {
 
 BUILD_VARIABLES = {
     "STYLEGAN_FAST_CUDA": "auto, on or off: compile the CUDA kernels (read by setup.py)",
+    "STYLEGAN_FAST_LEVELS": "all or baseline: SIMD levels to compile (read by setup.py)",
     "TORCH_CUDA_ARCH_LIST": "GPU architectures to compile for, as 8.0;9.0+PTX (read by setup.py)",
     "MAX_JOBS": "number of parallel compiler processes (read by setup.py)",
     "CXX": "C++ compiler; also CC, CXXFLAGS, LDFLAGS (read by setup.py)",

@@ -23,6 +23,7 @@ TOGETHER = (
 come first, so that no worker is left alone with them at the end."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in TOGETHER:

@@ -30,7 +30,7 @@ INSTALLED_AS = {
     "stylegan_fast": "stylegan_fast",
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-QUICKLY = {"STYLEGAN_FAST_CUDA": "off", "CXXFLAGS": "-O0"}
+QUICKLY = {"STYLEGAN_FAST_CUDA": "off", "STYLEGAN_FAST_LEVELS": "baseline", "CXXFLAGS": "-O0"}
 HAS_COMPILER = bool(os.environ.get("CXX") or os.environ.get("CC") or shutil.which("c++"))
 
 
@@ -259,6 +259,7 @@ def test_a_compiler_error_is_recorded(tree, tmp_path):
     "environment, message",
     [
         ({"STYLEGAN_FAST_CUDA": "maybe"}, "STYLEGAN_FAST_CUDA='maybe': choose auto, on or off"),
+        ({"STYLEGAN_FAST_LEVELS": "sse"}, "STYLEGAN_FAST_LEVELS='sse': choose all or baseline"),
         ({"STYLEGAN_FAST_CUDA": "on", "CUDA_HOME": "/nowhere"}, "no nvcc in CUDA_HOME=/nowhere"),
         ({"STYLEGAN_FAST_CUDA": "on", "CXX": "/bin/false"}, "/bin/false --version"),
     ],

@@ -31,7 +31,7 @@ struct Level {
 
 // Widest first.
 const Level kLevels[] = {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(STYLEGAN_FAST_BASELINE_ONLY)
     STYLEGAN_FAST_LEVEL(avx512,
                         [] {
                           return __builtin_cpu_supports("avx512f") &&

@@ -29,7 +29,7 @@
   }
 
 STYLEGAN_FAST_DECLARE_LEVEL(baseline)
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(STYLEGAN_FAST_BASELINE_ONLY)
 STYLEGAN_FAST_DECLARE_LEVEL(avx2)
 STYLEGAN_FAST_DECLARE_LEVEL(avx512)
 #endif
