@@ -6,10 +6,10 @@ install:
 	$(PYTHON) -m pip install -e ".[dev]" && $(PYTHON) -m stylegan_fast info
 
 test:
-	OMP_NUM_THREADS=1 pytest --benchmark-disable -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 pytest --benchmark-disable -n 2 --dist loadfile
 
 test-all:
-	OMP_NUM_THREADS=1 pytest --benchmark-disable -n 2 --dist loadgroup -m ''
+	OMP_NUM_THREADS=1 pytest --benchmark-disable -n 2 --dist loadfile -m ''
 
 bench:
 	$(PYTHON) -m stylegan_fast bench

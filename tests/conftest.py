@@ -12,23 +12,18 @@ import torch
 
 from stylegan_fast import backends
 
-TOGETHER = (
-    "test_packaging",
+LONG = (
     "test_cuda_sources",
     "test_cpu_sources",
+    "test_packaging",
     "test_triton_compile",
     "test_benchmarks",
 )
-"""Files whose tests share what takes long to make: one worker of pytest-xdist runs all of one. They
-come first, so that no worker is left alone with them at the end."""
+"""Files that take minutes. They come first, so that no worker is left alone with one at the end."""
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.stem in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.path.stem not in TOGETHER)
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture

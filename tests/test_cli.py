@@ -323,7 +323,7 @@ def test_comparisons_of_vectors():
     "arguments, message",
     [
         ([], "command"),
-        (["train"], "invalid choice: 'train'"),
+        (["tune"], "invalid choice: 'tune'"),
         (["check", "--backend", "tritn"], "invalid choice: 'tritn'"),
         (["check", "--op", "conv3d"], "invalid choice: 'conv3d'"),
         (["info", "--yaml"], "--yaml"),
