@@ -1,4 +1,4 @@
-"""Images as files: 8-bit pixels, grids, PNG, GIF and MP4."""
+"""Images as files: PNG, GIF and MP4."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..training import data
+from ..training.pictures import grid, picture, to_uint8
 from .networks import Generator
 
+__all__ = [
+    "grid", "picture", "read_image", "render", "save_latents", "save_png", "save_video", "to_uint8",
+]  # fmt: skip
 VIDEOS = (".gif", ".mp4")
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """Pixels [N, H, W, C] of images [N, C, H, W] in [-1, 1]; C is 1 or 3."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images have 1 or 3 channels, got images.shape={tuple(images.shape)}")
-    pixels = (images.detach().float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 @torch.no_grad()
@@ -39,23 +35,6 @@ def render(
             torch.manual_seed(0 if seeds is None else seeds[index])
             image = generator.synthesis(row, noise_mode=noise_mode)
         yield to_uint8(image)[0]
-
-
-def grid(pixels: np.ndarray, columns: int) -> np.ndarray:
-    """[R·H, columns·W, C]: images [N, H, W, C] row by row, black where the last row ends early."""
-    if columns < 1 or not len(pixels):
-        raise ValueError(f"a grid needs an image and a column, got {len(pixels)} and {columns=}")
-    count, height, width, channels = pixels.shape
-    rows = -(-count // columns)
-    cells = np.zeros((rows * columns, height, width, channels), np.uint8)
-    cells[:count] = pixels
-    cells = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return cells.reshape(rows * height, columns * width, channels)
-
-
-def picture(pixels: np.ndarray) -> Image.Image:
-    """Pixels [H, W, C] as Pillow has them."""
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def save_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:

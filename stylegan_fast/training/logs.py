@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor
+
+from .pictures import grid, picture, to_uint8
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -104,9 +105,5 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
-    """Images [N, C, H, W] in [-1, 1], N a multiple of `columns`, as one PNG, row by row."""
-    n, c, h, w = images.shape
-    tiles = images.detach().cpu().float().reshape(n // columns, columns, c, h, w)
-    picture = tiles.permute(0, 3, 1, 4, 2).reshape(n // columns * h, columns * w, c)
-    values = (picture * 127.5 + 128).clamp(0, 255).to(torch.uint8).numpy()
-    Image.fromarray(values[..., 0] if c == 1 else values).save(path)
+    """Images [N, C, H, W] in [-1, 1] as one PNG, row by row."""
+    picture(grid(to_uint8(images), columns)).save(path)
