@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ OPS = {
     "downsample2d": "(x, f, down=2, padding=0, flip_filter=False, gain=1, *, backend=None)",
     "conv2d_resample": "(x, w, f=None, up=1, down=1, padding=0, groups=1, flip_weight=True, "
     "flip_filter=False, *, backend=None)",
+    "filtered_lrelu": "(x, fu=None, fd=None, b=None, up=1, down=1, padding=0, "
+    f"gain={math.sqrt(2)}, slope=0.2, clamp=None, flip_filter=False, *, backend=None)",
     "modulated_conv2d": "(x, weight, styles, noise=None, up=1, down=1, padding=0, "
     "resample_filter=None, demodulate=True, flip_weight=True, fused_modconv=True, *, "
     "input_gain=None, bias=None, act='linear', alpha=None, gain=None, clamp=None, backend=None)",
