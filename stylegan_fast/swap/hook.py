@@ -1,0 +1,179 @@
+"""The import hook.
+
+A replaced module is a file of ours, executed under the name that was asked for: with its own
+globals, flags and signatures, and with none of the repository's file. Packages above it come from
+the repository. Where a repository's module was imported earlier, its functions are replaced in
+place, and wherever another module holds them.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from types import FunctionType, ModuleType
+
+from . import known, patching, state
+from .report import Report
+
+
+class _Loader(SourceFileLoader):
+    """Executes a file of ours under the name of another's, and notes what is missed there."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+
+        def missing(name: str) -> None:
+            if not name.startswith("__"):
+                state.report.left[f"{module.__name__}.{name}"] = "unknown here, but asked for"
+            raise AttributeError(f"stylegan_fast.swap has no {name!r} for {module.__name__}")
+
+        module.__getattr__ = missing  # type: ignore[method-assign]
+
+
+class _EmptyLoader(importlib.abc.Loader):
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+class _Replacements(importlib.abc.MetaPathFinder):
+    """First of the finders."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        try:
+            file = known.replacement(name, path or ())
+        except known.UnknownVariantError as why:
+            state.report.left[name] = str(why)
+            return None
+        if file is None:
+            return None
+        state.report.routed[name] = "instead of the repository's module"
+        return _spec(name, file)
+
+
+class _Packages(importlib.abc.MetaPathFinder):
+    """Last of the finders: the packages above the replaced modules, where nobody has them."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name not in known.SUPPLIED_PACKAGES:
+            return None
+        state.report.routed[name] = "an empty package, as there is none here"
+        return ModuleSpec(name, _EmptyLoader(), is_package=True)
+
+
+_FINDERS = (_Replacements(), _Packages())
+
+
+def install() -> Report:
+    """Route other StyleGAN repositories' ops through this library, from here on.
+
+    Their modules that are imported later are supplied by this library instead; of those imported
+    earlier, the functions are replaced in place. A module that looks like a known one but differs
+    is left alone. Installing twice is installing once.
+
+    Returns the report, which grows with what is imported.
+    """
+    if not state.installed:
+        state.installed = True
+        state.report = Report()
+        sys.meta_path.insert(0, _FINDERS[0])
+        sys.meta_path.append(_FINDERS[1])
+        for name, module in list(sys.modules.items()):
+            if known.families(name) and isinstance(module, ModuleType):
+                _replace_in_place(name, module)
+    return state.report
+
+
+def uninstall() -> Report:
+    """Undo `install`.
+
+    Functions replaced in place are put back; supplied modules are removed, so that the next import
+    finds the repository's. Returns a report whose `left` names the supplied modules that others
+    have already taken something from and go on using.
+    """
+    report = Report()
+    if not state.installed:
+        return report
+    state.installed = False
+    for finder in _FINDERS:
+        sys.meta_path.remove(finder)
+    patching.restore()
+    for name, module in list(sys.modules.items()):
+        if _supplied(module):
+            _remove(name, module, report)
+    return report
+
+
+def _supplied(module: object) -> bool:
+    loader = getattr(getattr(module, "__spec__", None), "loader", None)
+    return isinstance(loader, (_Loader, _EmptyLoader))
+
+
+def _remove(name: str, module: ModuleType, report: Report) -> None:
+    del sys.modules[name]
+    parent, _, attribute = name.rpartition(".")
+    if getattr(sys.modules.get(parent), attribute, None) is module:
+        delattr(sys.modules[parent], attribute)
+    users = {user for user, _ in patching.holders(module)}
+    for exported in getattr(module, "__all__", ()):
+        users |= {user for user, _ in patching.holders(getattr(module, exported))}
+    users = {user for user in users if user.partition(".")[0] != "stylegan_fast"}
+    if users:
+        users_of = ", ".join(sorted(users))
+        report.left[name] = f"{users_of} will use stylegan_fast until imported again"
+    else:
+        report.routed[name] = "removed"
+
+
+def _spec(name: str, file: str) -> ModuleSpec:
+    spec = importlib.util.spec_from_file_location(name, file, loader=_Loader(name, file))
+    assert spec is not None
+    return spec
+
+
+def _replace_in_place(name: str, module: ModuleType) -> None:
+    file = getattr(module, "__file__", None)
+    try:
+        replacement = known.replacement(name, [os.path.dirname(file)] if file else [])
+        assert replacement is not None
+        ours = importlib.util.module_from_spec(_spec(name, replacement))
+        ours.__spec__.loader.exec_module(ours)  # type: ignore[union-attr]
+        pairs = list(_same_functions(module, ours))
+    except known.UnknownVariantError as why:
+        state.report.left[name] = str(why)
+        return
+    users = {user for original, new in pairs for user in patching.rebind(original, new)}
+    also = ", ".join(sorted(users - {name}))
+    state.report.routed[name] = "its functions, in place" + (f", and in {also}" if also else "")
+
+
+def _same_functions(module: ModuleType, ours: ModuleType):
+    """(original, new) of every function. UnknownVariantError unless all are there and take the
+    same."""
+    for name in ours.__all__:
+        new = getattr(ours, name)
+        if not isinstance(new, FunctionType):
+            continue
+        original = getattr(module, name, None)
+        if not isinstance(original, FunctionType):
+            raise known.UnknownVariantError(f"it has no function {name}")
+        if not _takes_the_same(original, new):
+            raise known.UnknownVariantError(f"{name}{inspect.signature(original)} is unknown")
+        yield original, new
+
+
+def _takes_the_same(original: FunctionType, new: FunctionType) -> bool:
+    """Whether the arguments of the original are the first of ours, or hidden by a decorator."""
+    theirs = inspect.signature(original).parameters.values()
+    anything = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
+    hidden = [parameter.kind for parameter in theirs] == anything
+    names = [parameter.name for parameter in theirs]
+    return hidden or names == list(inspect.signature(new).parameters)[: len(names)]

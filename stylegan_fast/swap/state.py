@@ -1,0 +1,8 @@
+"""Whether the hook is installed, and what it did since."""
+
+from __future__ import annotations
+
+from .report import Report
+
+installed = False
+report = Report()
