@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from stylegan_fast import ops, swap
+from stylegan_fast.__main__ import main
 from stylegan_fast.testing import assert_matches, tolerance
 
 NEEDS_A_COMPILER = "raise ImportError('this file would compile an extension')"
@@ -466,6 +467,8 @@ def test_modulated_conv2d_of_stylegan3(checkout, monkeypatch, demodulate, gain):
         assert len(calls) == 1
     assert y.shape == (2, 4, 7, 4)
     assert_matches(y, expected, reduction=27)
+    x = arguments[0].contiguous(memory_format=torch.channels_last)
+    assert networks3.modulated_conv2d(x, *arguments[1:]).is_contiguous()
 
 
 def test_an_unknown_modulated_conv2d_is_left_alone(checkout):
@@ -485,3 +488,65 @@ def test_installing_imports_nothing():
     swap.install()
     assert set(sys.modules) == before
     swap.uninstall()
+
+
+@pytest.fixture
+def command(checkout, monkeypatch):
+    """Runs `python -m stylegan_fast swap ...` here."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", list(sys.argv))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        return main(["swap", *map(str, arguments)])
+
+    return run
+
+
+SCRIPT = """
+    import sys
+    from torch_utils.ops import fma
+
+    if __name__ == "__main__":
+        print(sys.argv[1:], "stylegan_fast" in fma.__file__)
+        if "--fail" in sys.argv:
+            sys.exit(3)
+"""
+
+
+def test_a_script_runs_without_an_edit(checkout, command, capsys):
+    folder = checkout(moved(NVLABS | {"generate.py": SCRIPT}, "repository/")) / "repository"
+    assert command("run", folder / "generate.py", "--outdir", "out", "train", "-m") == 0
+    assert capsys.readouterr().out == "['--outdir', 'out', 'train', '-m'] True\n"
+    with pytest.raises(SystemExit, match="3"):
+        command("run", "--report", folder / "generate.py", "--fail")
+    assert "torch_utils.ops.fma  instead of" in capsys.readouterr().err
+
+
+def test_a_module_runs_without_an_edit(checkout, command, capsys, monkeypatch):
+    files = NVLABS | {"tool/__init__.py": "", "tool/generate.py": SCRIPT}
+    monkeypatch.chdir(checkout(moved(files, "repository/")) / "repository")
+    assert command("run", "-m", "tool.generate", "--report") == 0
+    assert capsys.readouterr().out == "['--report'] True\n"
+
+
+def test_what_would_be_routed(checkout, command, capsys):
+    odd = {"bad/op/__init__.py": "", "bad/op/upfirdn2d.py": "", "bad/op/sharpen.py": ""}
+    folder = checkout(moved(NVLABS, "a/") | moved(ROSINALITY, "b/") | odd | {"train.py": ""})
+    assert command("report", folder) == 0
+    routed, left = capsys.readouterr().out.split("left alone:")
+    assert routed.count("\n") == 1 + 7 + 3
+    assert "b.op.fused_act" in routed
+    assert re.fullmatch(r"\s+bad.op.upfirdn2d .* modules sharpen, upfirdn2d\n", left)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run"], "swap run needs a script"),
+        (["run", "nothing.py"], "there is no file nothing.py"),
+        (["report", "nothing"], "there is no folder nothing"),
+    ],
+)
+def test_a_wrong_command(command, capsys, arguments, message):
+    assert command(*arguments) == 2
+    assert message in capsys.readouterr().err

@@ -15,13 +15,13 @@ from . import patching, state
 
 
 def stylegan3(x, w, s, demodulate=True, padding=0, input_gain=None):
-    """StyleGAN3's, whose padding of two numbers is of [rows, columns]."""
+    """StyleGAN3's, whose padding of two numbers is of [rows, columns]. Its result is NCHW."""
     if isinstance(padding, (list, tuple)):
         padding = list(padding)[::-1]
     if demodulate and input_gain is None:
         input_gain = 1
     return ops.modulated_conv2d(
-        x, w, s, padding=padding, demodulate=demodulate, input_gain=input_gain
+        x.contiguous(), w, s, padding=padding, demodulate=demodulate, input_gain=input_gain
     )
 
 
@@ -38,6 +38,8 @@ def stylegan2(
     flip_weight=True,
     fused_modconv=True,
 ):
+    """StyleGAN2's, whose result is NCHW where it is fused."""
+    x = x.contiguous() if fused_modconv else x
     resampling = (up, down, padding, resample_filter)
     return ops.modulated_conv2d(
         x, weight, styles, noise, *resampling, demodulate, flip_weight, fused_modconv
