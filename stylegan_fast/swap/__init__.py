@@ -7,10 +7,11 @@ python -m stylegan_fast swap run train.py --outdir out
 """
 
 from . import state
+from .conversion import convert
 from .hook import install, uninstall
 from .report import Report
 
-__all__ = ["Report", "install", "report", "uninstall"]
+__all__ = ["Report", "convert", "install", "report", "uninstall"]
 
 
 def report() -> Report:

@@ -93,19 +93,19 @@ def install() -> Report:
 
 
 def uninstall() -> Report:
-    """Undo `install`.
+    """Undo `install` and `convert`.
 
-    Functions replaced in place are put back; supplied modules are removed, so that the next import
+    What was replaced in place is put back; supplied modules are removed, so that the next import
     finds the repository's. Returns a report whose `left` names the supplied modules that others
     have already taken something from and go on using.
     """
     report = Report()
+    patching.restore()
     if not state.installed:
         return report
     state.installed = False
     for finder in _FINDERS:
         sys.meta_path.remove(finder)
-    patching.restore()
     for name, module in list(sys.modules.items()):
         if _supplied(module):
             _remove(name, module, report)
