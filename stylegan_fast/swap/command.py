@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", action="store_true", help="show at the end what was routed, on stderr"
     )
     running.add_argument(
+        "--pickles",
+        action="store_true",
+        help="also supply what the originals' pickles need without their repository; "
+        "loading one executes the code inside",
+    )
+    running.add_argument(
         "-m",
         dest="module",
         nargs=argparse.REMAINDER,
@@ -45,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _fail("swap run needs a script, or -m and a module")
     if arguments.script and not os.path.isfile(arguments.script[0]):
         return _fail(f"there is no file {arguments.script[0]}")
-    hook.install()
+    hook.install(pickles=arguments.pickles)
     try:
         if arguments.module:
             sys.argv = arguments.module

@@ -58,11 +58,18 @@ class _Replacements(importlib.abc.MetaPathFinder):
 
 
 class _Packages(importlib.abc.MetaPathFinder):
-    """Last of the finders: the packages above the replaced modules, where nobody has them."""
+    """Last of the finders: where nobody has them, the packages above the replaced modules, and what
+    pickles need."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        shim = known.shim(name) if state.pickles else None
+        if shim is not None:
+            state.report.routed[name] = "for pickles, as there is none here"
+            spec = _spec(name, shim)
+            spec.submodule_search_locations = [] if name == "dnnlib" else None
+            return spec
         if name not in known.SUPPLIED_PACKAGES:
             return None
         state.report.routed[name] = "an empty package, as there is none here"
@@ -72,15 +79,19 @@ class _Packages(importlib.abc.MetaPathFinder):
 _FINDERS = (_Replacements(), _Packages())
 
 
-def install() -> Report:
+def install(*, pickles: bool = False) -> Report:
     """Route other StyleGAN repositories' ops through this library, from here on.
 
     Their modules that are imported later are supplied by this library instead; of those imported
     earlier, the functions are replaced in place. A module that looks like a known one but differs
     is left alone. Installing twice is installing once.
 
+    pickles: also supply what NVlabs' network pickles import, where their repository is absent. To
+    load such a file is to execute the code it contains; `checkpoints.load_networks` does not.
+
     Returns the report, which grows with what is imported.
     """
+    state.pickles = state.pickles or pickles
     if not state.installed:
         state.installed = True
         state.report = Report()
@@ -103,7 +114,7 @@ def uninstall() -> Report:
     patching.restore()
     if not state.installed:
         return report
-    state.installed = False
+    state.installed = state.pickles = False
     for finder in _FINDERS:
         sys.meta_path.remove(finder)
     for name, module in list(sys.modules.items()):

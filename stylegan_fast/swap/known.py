@@ -55,6 +55,14 @@ FAMILIES = (
 
 _NAMES = frozenset(name for family in FAMILIES for name in family.names)
 
+SHIMS = {
+    "dnnlib": "dnnlib",
+    "dnnlib.util": "util",
+    "torch_utils.misc": "misc",
+    "torch_utils.persistence": "persistence",
+}
+"""Our files, by the names of the modules that network pickles import."""
+
 SUPPLIED_PACKAGES = ("torch_utils", "torch_utils.ops")
 """Packages that are supplied, empty, where no repository has them."""
 
@@ -85,6 +93,11 @@ def replacement(module: str, folders: Sequence[str]) -> str | None:
         if family.siblings is None or family.siblings == beside:
             return os.path.join(_FOLDER, family.folder, module.rpartition(".")[2] + ".py")
     raise UnknownVariantError(f"its package has the modules {', '.join(sorted(beside)) or 'none'}")
+
+
+def shim(module: str) -> str | None:
+    """Our file for this module of the originals, for pickles."""
+    return os.path.join(_FOLDER, "shims", f"{SHIMS[module]}.py") if module in SHIMS else None
 
 
 def _modules_in(folders: Sequence[str]) -> set[str]:

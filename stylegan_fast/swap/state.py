@@ -5,4 +5,5 @@ from __future__ import annotations
 from .report import Report
 
 installed = False
+pickles = False
 report = Report()
