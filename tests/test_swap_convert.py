@@ -179,6 +179,22 @@ class ToRGB(nn.Module):
         return y if skip is None else y + self.upsample(skip)
 
 
+class Conv2DMod(nn.Module):
+    def __init__(self, inputs, outputs, k, demod=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, k, k))
+        self.demod = demod
+        self.stride = self.dilation = 1
+        self.eps = 1e-8
+
+    def forward(self, x, y):
+        ws = self.weight * (y + 1)[:, None, :, None, None]
+        if self.demod:
+            ws = ws * (ws.square().sum([2, 3, 4], keepdim=True) + self.eps).rsqrt()
+        padding = self.weight.shape[-1] // 2
+        return torch.cat([nn.functional.conv2d(i[None], w, padding=padding) for i, w in zip(x, ws)])
+
+
 def image(*shape):
     return torch.randn(shape, dtype=torch.float64)
 
@@ -206,7 +222,11 @@ ROSINALITY = {
     "first rgb": (lambda: ToRGB(5, 6, upsample=False), (X2, W), {}),
     "rgb": (lambda: ToRGB(5, 6), (X2, W), dict(skip=image(2, 3, 3, 2))),
 }
-CASES = NVLABS | ROSINALITY
+LUCIDRAINS = {
+    "demodulated": (lambda: Conv2DMod(5, 4, 3), (X2, image(2, 5)), {}),
+    "pointwise": (lambda: Conv2DMod(5, 4, 1, demod=False), (X2, image(2, 5)), {}),
+}
+CASES = NVLABS | ROSINALITY | LUCIDRAINS
 
 
 def results(layer, inputs, arguments):
@@ -316,6 +336,12 @@ def test_a_layer_that_only_looks_like_a_known_one(make, reason):
     assert report.routed == {}
     (why,) = report.left.values()
     assert re.search(reason, why)
+
+
+def test_a_convolution_with_a_stride_is_left_alone():
+    layer = Conv2DMod(5, 4, 3)
+    layer.stride = 2
+    assert list(swap.convert(layer).left.values()) == ["its stride is 2"]
 
 
 def test_an_unlike_layer_made_later_keeps_its_own_forward():

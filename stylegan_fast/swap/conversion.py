@@ -227,6 +227,28 @@ def _to_rgb_difference(layer) -> str | None:
     )
 
 
+# lucidrains' stylegan2-pytorch
+
+
+def _conv2d_mod(self, x, y):
+    return modulated_conv2d(
+        x.contiguous(),
+        self.weight,
+        y + 1,
+        padding=self.weight.shape[-1] // 2,
+        demodulate=self.demod,
+    )
+
+
+def _conv2d_mod_difference(layer) -> str | None:
+    if layer.weight.shape[-1] % 2 == 0 or layer.weight.ndim != 4:
+        return f"its weight has the shape {tuple(layer.weight.shape)}"
+    for name, expected in (("stride", 1), ("dilation", 1), ("eps", 1e-8)):
+        if getattr(layer, name) != expected:
+            return f"its {name} is {getattr(layer, name)!r}"
+    return None
+
+
 _LAYER = ("weight", "bias", "conv_clamp")
 _MODULATION = ("weight", "scale", "modulation", "demodulate", "upsample", "downsample")
 
@@ -244,6 +266,9 @@ CONTRACTS = {
     ),
     "ModulatedConv2d": Contract(_MODULATION, _modulated_conv2d, _modulation_difference),
     "StyledConv": Contract(("conv", "noise", "activate"), _styled_conv, _styled_difference),
+    "Conv2DMod": Contract(
+        ("weight", "demod", "stride", "dilation", "eps"), _conv2d_mod, _conv2d_mod_difference
+    ),
     "ToRGB": Contract(("conv", "bias"), _to_rgb, _to_rgb_difference),
 }
 """By the names of the classes."""
