@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stylegan_fast
-from stylegan_fast import checkpoints, layers, ops
+from stylegan_fast import checkpoints, layers, ops, swap
 from stylegan_fast.models import stylegan2
 
 OPS = {
@@ -77,7 +77,7 @@ def test_network_signature(name):
     assert bare_signature(getattr(stylegan2, name)) == NETWORKS[name]
 
 
-@pytest.mark.parametrize("module", [stylegan_fast, ops, layers, checkpoints])
+@pytest.mark.parametrize("module", [stylegan_fast, ops, layers, checkpoints, swap])
 def test_exported_names_exist_and_are_documented(module):
     for name in module.__all__:
         value = getattr(module, name)

@@ -133,7 +133,11 @@ def _nvlabs_difference(layer) -> str | None:
 
 
 def _modulated(conv, input, style, **end):
-    filter = conv.blur.kernel if conv.upsample or conv.downsample else None
+    filter = None
+    if conv.upsample:
+        filter = conv.blur.kernel / 4  # the gain that the op gives to a filter itself
+    elif conv.downsample:
+        filter = conv.blur.kernel
     return styled_conv2d(
         input,
         conv.weight[0],
@@ -141,7 +145,7 @@ def _modulated(conv, input, style, **end):
         up=2 if conv.upsample else 1,
         down=2 if conv.downsample else 1,
         padding=conv.weight.shape[-1] // 2,
-        resample_filter=filter / 4 if conv.upsample else filter,
+        resample_filter=filter,
         demodulate=conv.demodulate,
         flip_weight=not conv.upsample,
         **end,

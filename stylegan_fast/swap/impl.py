@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..backends import BACKENDS
 
-_BACKENDS = {**{name: name for name in BACKENDS}, "ref": "reference", "cuda": None, None: None}
+_BACKENDS: dict[str | None, str | None] = {name: name for name in BACKENDS}
+_BACKENDS |= {"ref": "reference", "cuda": None, None: None}
 
 
 def backend_of(impl: str | None) -> str | None:

@@ -16,7 +16,7 @@ __all__ = ["import_hook", "is_persistent", "persistent_class"]
 
 _VERSION = 6
 
-_hooks = []
+_hooks: list = []
 _modules: dict[str, ModuleType] = {}
 """Modules by their source."""
 _sources: dict[str, str] = {}
@@ -31,7 +31,7 @@ def persistent_class(cls):
         return cls
     source = _source_of(sys.modules[cls.__module__])
 
-    class Persistent(cls):
+    class Persistent(cls):  # type: ignore[misc, valid-type]
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self._init_args = copy.deepcopy(args)
