@@ -115,12 +115,30 @@ def uninstall() -> Report:
     if not state.installed:
         return report
     state.installed = state.pickles = False
-    for finder in _FINDERS:
-        sys.meta_path.remove(finder)
-    for name, module in list(sys.modules.items()):
-        if _supplied(module):
-            _remove(name, module, report)
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in _FINDERS]
+    supplied = {name: module for name, module in list(sys.modules.items()) if _supplied(module)}
+    for name in supplied:
+        _remove(name)
+    for name, users in _users(supplied).items():
+        if users:
+            who = ", ".join(sorted(users))
+            report.left[name] = f"{who} will use stylegan_fast until imported again"
+        else:
+            report.routed[name] = "removed"
     return report
+
+
+def _users(supplied: dict[str, ModuleType]) -> dict[str, set[str]]:
+    """The names of the modules that hold these modules, or something of theirs."""
+    origins = {}
+    for name, module in supplied.items():
+        exported = [getattr(module, attribute) for attribute in getattr(module, "__all__", ())]
+        origins |= {id(value): (name, value) for value in (module, *exported)}
+    users: dict[str, set[str]] = {name: set() for name in supplied}
+    for value, user, _ in patching.holders(value for _, value in origins.values()):
+        if user.partition(".")[0] != "stylegan_fast":
+            users[origins[id(value)][0]].add(user)
+    return users
 
 
 def _supplied(module: object) -> bool:
@@ -128,20 +146,11 @@ def _supplied(module: object) -> bool:
     return isinstance(loader, (_Loader, _EmptyLoader))
 
 
-def _remove(name: str, module: ModuleType, report: Report) -> None:
-    del sys.modules[name]
+def _remove(name: str) -> None:
+    module = sys.modules.pop(name)
     parent, _, attribute = name.rpartition(".")
     if getattr(sys.modules.get(parent), attribute, None) is module:
         delattr(sys.modules[parent], attribute)
-    users = {user for user, _ in patching.holders(module)}
-    for exported in getattr(module, "__all__", ()):
-        users |= {user for user, _ in patching.holders(getattr(module, exported))}
-    users = {user for user in users if user.partition(".")[0] != "stylegan_fast"}
-    if users:
-        users_of = ", ".join(sorted(users))
-        report.left[name] = f"{users_of} will use stylegan_fast until imported again"
-    else:
-        report.routed[name] = "removed"
 
 
 def _spec(name: str, file: str) -> ModuleSpec:
@@ -161,8 +170,7 @@ def _replace_in_place(name: str, module: ModuleType) -> None:
     except known.UnknownVariantError as why:
         state.report.left[name] = str(why)
         return
-    users = {user for original, new in pairs for user in patching.rebind(original, new)}
-    also = ", ".join(sorted(users - {name}))
+    also = ", ".join(sorted(patching.rebind(pairs) - {name}))
     state.report.routed[name] = "its functions, in place" + (f", and in {also}" if also else "")
 
 

@@ -77,5 +77,5 @@ def _replace(names: dict[str, Any], arguments: tuple[str, ...]) -> None:
         state.report.left[where] = f"its arguments ({', '.join(arguments)}) are unknown"
         return
     patching.set_global(names, _NAME, form)
-    patching.rebind(original, form)
+    patching.rebind([(original, form)])
     state.report.routed[where] = f"by the form of {form.__name__}, after its first call"

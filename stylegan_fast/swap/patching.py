@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 
@@ -28,23 +28,26 @@ def set_attribute(owner: type, name: str, new: Any) -> None:
     setattr(owner, name, new)
 
 
-def rebind(original: Any, new: Any) -> list[str]:
-    """Puts `new` wherever a module's globals hold `original`, and returns these modules' names."""
-    found = []
-    for module, name in list(holders(original)):
-        set_global(vars(sys.modules[module]), name, new)
-        found.append(module)
+def rebind(pairs: Iterable[tuple[Any, Any]]) -> set[str]:
+    """For each (original, new), puts the new wherever a module's globals hold the original. Returns
+    the names of these modules."""
+    news = {id(original): (original, new) for original, new in pairs}
+    found = set()
+    for held, module, name in list(holders(original for original, _ in news.values())):
+        set_global(vars(sys.modules[module]), name, news[id(held)][1])
+        found.add(module)
     return found
 
 
-def holders(value: Any) -> Iterator[tuple[str, str]]:
-    """(module, name) of every global that is this object."""
+def holders(values: Iterable[Any]) -> Iterator[tuple[Any, str, str]]:
+    """(value, module, name) of every global of a module that is one of these objects."""
+    wanted = {id(value): value for value in values}
     for module_name, module in list(sys.modules.items()):
         names = getattr(module, "__dict__", None)
         if isinstance(names, dict):
             for name, held in list(names.items()):
-                if held is value:
-                    yield module_name, name
+                if id(held) in wanted:
+                    yield held, module_name, name
 
 
 def restore() -> None:
