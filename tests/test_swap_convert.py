@@ -179,6 +179,48 @@ class ToRGB(nn.Module):
         return y if skip is None else y + self.upsample(skip)
 
 
+def basicsr():
+    """The same layers under BasicSR's names."""
+
+    class ModulatedConv2d(globals()["ModulatedConv2d"]):
+        def __init__(self, *arguments, sample_mode=None, **more):
+            super().__init__(*arguments, resample=sample_mode and sample_mode[:-6], **more)
+            self.sample_mode = sample_mode
+            self.eps = 1e-8
+            if sample_mode:
+                self.smooth = self.blur
+
+        def forward(self, x, style):
+            return super().forward(x, style)
+
+    class StyleConv(nn.Module):
+        def __init__(self, *arguments, **more):
+            super().__init__()
+            self.modulated_conv = ModulatedConv2d(*arguments, **more)
+            self.weight = nn.Parameter(torch.tensor([0.3]))
+            self.activate = layers.FusedLeakyReLU(self.modulated_conv.weight.shape[1])
+
+        def forward(self, x, style, noise=None):
+            y = self.modulated_conv(x, style)
+            noise = y.new_empty(y.shape[0], 1, *y.shape[2:]).normal_() if noise is None else noise
+            return self.activate(y + self.weight * noise)
+
+    class ToRGB(nn.Module):
+        def __init__(self, inputs, style_dim, upsample=True):
+            super().__init__()
+            self.modulated_conv = ModulatedConv2d(inputs, 3, 1, style_dim, demodulate=False)
+            self.bias = nn.Parameter(torch.randn(1, 3, 1, 1))
+            self.upsample = Upsample() if upsample else None
+
+        def forward(self, x, style, skip=None):
+            y = self.modulated_conv(x, style) + self.bias
+            if skip is None:
+                return y
+            return y + (self.upsample(skip) if self.upsample else skip)
+
+    return ModulatedConv2d, StyleConv, ToRGB
+
+
 class Conv2DMod(nn.Module):
     def __init__(self, inputs, outputs, k, demod=True):
         super().__init__()
@@ -222,11 +264,20 @@ ROSINALITY = {
     "first rgb": (lambda: ToRGB(5, 6, upsample=False), (X2, W), {}),
     "rgb": (lambda: ToRGB(5, 6), (X2, W), dict(skip=image(2, 3, 3, 2))),
 }
+SR_MODULATED, SR_STYLED, SR_RGB = basicsr()
+BASICSR = {
+    "sr modulated": (lambda: SR_MODULATED(5, 4, 3, 6), (X2, W), {}),
+    "sr down": (lambda: SR_MODULATED(5, 4, 3, 6, sample_mode="downsample"), (X2, W), {}),
+    "sr styled": (lambda: SR_STYLED(5, 4, 3, 6), (X2, W, image(2, 1, 6, 4)), {}),
+    "sr up": (lambda: SR_STYLED(5, 4, 3, 6, sample_mode="upsample"), (X2, W), {}),
+    "sr rgb": (lambda: SR_RGB(5, 6), (X2, W, image(2, 3, 3, 2)), {}),
+    "sr same rgb": (lambda: SR_RGB(5, 6, upsample=False), (X2, W, image(2, 3, 6, 4)), {}),
+}
 LUCIDRAINS = {
     "demodulated": (lambda: Conv2DMod(5, 4, 3), (X2, image(2, 5)), {}),
     "pointwise": (lambda: Conv2DMod(5, 4, 1, demod=False), (X2, image(2, 5)), {}),
 }
-CASES = NVLABS | ROSINALITY | LUCIDRAINS
+CASES = NVLABS | ROSINALITY | BASICSR | LUCIDRAINS
 
 
 def results(layer, inputs, arguments):

@@ -129,45 +129,48 @@ def _nvlabs_difference(layer) -> str | None:
     return None
 
 
-# rosinality's stylegan2-pytorch and copies of it
+# rosinality's stylegan2-pytorch, copies of it, and BasicSR
+
+
+def _resampling(conv) -> tuple[bool, bool, Any]:
+    """Whether a modulated convolution is an up- or downsampling one, and its filter's module."""
+    if hasattr(conv, "sample_mode"):
+        mode = conv.sample_mode
+        return mode == "upsample", mode == "downsample", getattr(conv, "smooth", None)
+    return conv.upsample, conv.downsample, getattr(conv, "blur", None)
 
 
 def _modulated(conv, input, style, **end):
+    up, down, blur = _resampling(conv)
     filter = None
-    if conv.upsample:
-        filter = conv.blur.kernel / 4  # the gain that the op gives to a filter itself
-    elif conv.downsample:
-        filter = conv.blur.kernel
+    if up or down:
+        filter = blur.kernel.to(input.device)
+        filter = filter / 4 if up else filter  # the op gives an upsampling filter its gain itself
     return styled_conv2d(
         input,
         conv.weight[0],
         conv.modulation(style) * conv.scale,
-        up=2 if conv.upsample else 1,
-        down=2 if conv.downsample else 1,
+        up=2 if up else 1,
+        down=2 if down else 1,
         padding=conv.weight.shape[-1] // 2,
         resample_filter=filter,
         demodulate=conv.demodulate,
-        flip_weight=not conv.upsample,
+        flip_weight=not up,
         **end,
     )
 
 
-def _modulated_conv2d(self, input, style):
-    return _modulated(self, input, style)
-
-
-def _styled_conv(self, input, style, noise=None):
-    activate = self.activate
+def _styled(conv, strength, activate, input, style, noise):
     if noise is None:
-        up = 2 if self.conv.upsample else 1
+        factor = 2 if _resampling(conv)[0] else 1
         samples, _, height, width = input.shape
-        noise = input.new_empty(samples, 1, height * up, width * up).normal_()
+        noise = input.new_empty(samples, 1, height * factor, width * factor).normal_()
     return _modulated(
-        self.conv,
+        conv,
         input,
         style,
         noise=noise,
-        noise_strength=self.noise.weight.reshape([]),
+        noise_strength=strength.reshape([]),
         bias=activate.bias,
         act="lrelu",
         alpha=activate.negative_slope,
@@ -175,19 +178,43 @@ def _styled_conv(self, input, style, noise=None):
     )
 
 
-def _to_rgb(self, input, style, skip=None):
-    y = _modulated(self.conv, input, style, bias=self.bias.flatten())
+def _rgb(conv, bias, upsample, input, style, skip):
+    y = _modulated(conv, input, style, bias=bias.flatten())
     if skip is None:
         return y
-    upsample = self.upsample
-    padding = tuple(upsample.pad) * 2
-    return upfirdn2d_epilogue(
-        skip, upsample.kernel, upsample.factor, 1, padding, end=Epilogue(), add=y
-    )
+    if upsample is None:
+        return y + skip
+    kernel, padding = upsample.kernel.to(skip.device), tuple(upsample.pad) * 2
+    return upfirdn2d_epilogue(skip, kernel, upsample.factor, 1, padding, end=Epilogue(), add=y)
+
+
+def _modulated_conv2d(self, input, style):
+    return _modulated(self, input, style)
+
+
+def _styled_conv(self, input, style, noise=None):
+    return _styled(self.conv, self.noise.weight, self.activate, input, style, noise)
+
+
+def _to_rgb(self, input, style, skip=None):
+    return _rgb(self.conv, self.bias, getattr(self, "upsample", None), input, style, skip)
+
+
+def _basicsr_modulated_conv2d(self, x, style):
+    return _modulated(self, x, style)
+
+
+def _basicsr_style_conv(self, x, style, noise=None):
+    return _styled(self.modulated_conv, self.weight, self.activate, x, style, noise)
+
+
+def _basicsr_to_rgb(self, x, style, skip=None):
+    return _rgb(self.modulated_conv, self.bias, self.upsample, x, style, skip)
 
 
 def _modulation_difference(conv) -> str | None:
-    missing = _missing(conv, _MODULATION)
+    kinds = () if hasattr(conv, "sample_mode") else ("upsample", "downsample")
+    missing = _missing(conv, (*_MODULATION, *kinds))
     if missing:
         return missing
     if conv.weight.ndim != 5:
@@ -197,38 +224,37 @@ def _modulation_difference(conv) -> str | None:
         return f"it has a kernel of {k} and the scale {conv.scale!r}"
     if getattr(conv, "eps", 1e-8) != 1e-8:
         return f"its eps is {conv.eps!r}"
-    if not (conv.upsample or conv.downsample):
+    if hasattr(conv, "interpolation_mode"):
+        return "it interpolates without a filter"
+    up, down, blur = _resampling(conv)
+    if not (up or down):
         return None
-    if conv.upsample and conv.downsample:
+    if up and down:
         return "it has both upsample and downsample"
-    missing = _missing(conv, ("blur",)) or _missing(conv.blur, ("kernel", "pad"))
+    missing = _missing(blur, ("kernel", "pad"))
     if missing:
         return missing
-    taps = conv.blur.kernel.shape[-1]
-    p = taps - 2 - (k - 1) if conv.upsample else taps - 2 + (k - 1)
-    more = 1 if conv.upsample else 0
+    taps = blur.kernel.shape[-1]
+    p = taps - 2 - (k - 1) if up else taps - 2 + (k - 1)
+    more = 1 if up else 0
     pad = ((p + 1) // 2 + more, p // 2 + more)
-    if tuple(conv.blur.pad) != pad:
-        return f"its blur has pad={tuple(conv.blur.pad)}, not {pad}"
+    if tuple(blur.pad) != pad:
+        return f"its blur has pad={tuple(blur.pad)}, not {pad}"
     return None
 
 
-def _styled_difference(layer) -> str | None:
+def _styled_difference(conv, noise, activate) -> str | None:
     return (
-        _modulation_difference(layer.conv)
-        or _missing(layer.noise, ("weight",))
-        or _missing(layer.activate, ("bias", "negative_slope", "scale"))
-        or (None if layer.noise.weight.numel() == 1 else "it has more than one noise strength")
+        _modulation_difference(conv)
+        or _missing(noise, ("weight",))
+        or _missing(activate, ("bias", "negative_slope", "scale"))
+        or (None if noise.weight.numel() == 1 else "it has more than one noise strength")
     )
 
 
-def _to_rgb_difference(layer) -> str | None:
-    upsample = getattr(layer, "upsample", None)
-    return (
-        _modulation_difference(layer.conv)
-        or (upsample is not None and _missing(upsample, ("kernel", "factor", "pad")))
-        or None
-    )
+def _rgb_difference(conv, upsample) -> str | None:
+    resampling = None if upsample is None else _missing(upsample, ("kernel", "factor", "pad"))
+    return _modulation_difference(conv) or resampling
 
 
 # lucidrains' stylegan2-pytorch
@@ -254,28 +280,61 @@ def _conv2d_mod_difference(layer) -> str | None:
 
 
 _LAYER = ("weight", "bias", "conv_clamp")
-_MODULATION = ("weight", "scale", "modulation", "demodulate", "upsample", "downsample")
+_MODULATION = ("weight", "scale", "modulation", "demodulate")
 
 CONTRACTS = {
-    "SynthesisLayer": Contract(
-        (*_LAYER, "affine", "resolution", "up", "use_noise", "activation", "resample_filter"),
-        _synthesis_layer,
-        _nvlabs_difference,
+    "SynthesisLayer": (
+        Contract(
+            (*_LAYER, "affine", "resolution", "up", "use_noise", "activation", "resample_filter"),
+            _synthesis_layer,
+            _nvlabs_difference,
+        ),
     ),
-    "ToRGBLayer": Contract((*_LAYER, "affine"), _to_rgb_layer, _nvlabs_difference),
-    "Conv2dLayer": Contract(
-        (*_LAYER, "activation", "up", "down", "resample_filter"),
-        _conv2d_layer,
-        _nvlabs_difference,
+    "ToRGBLayer": (Contract((*_LAYER, "affine"), _to_rgb_layer, _nvlabs_difference),),
+    "Conv2dLayer": (
+        Contract(
+            (*_LAYER, "activation", "up", "down", "resample_filter"),
+            _conv2d_layer,
+            _nvlabs_difference,
+        ),
     ),
-    "ModulatedConv2d": Contract(_MODULATION, _modulated_conv2d, _modulation_difference),
-    "StyledConv": Contract(("conv", "noise", "activate"), _styled_conv, _styled_difference),
-    "Conv2DMod": Contract(
-        ("weight", "demod", "stride", "dilation", "eps"), _conv2d_mod, _conv2d_mod_difference
+    "ModulatedConv2d": (
+        Contract((), _modulated_conv2d, _modulation_difference),
+        Contract(("sample_mode",), _basicsr_modulated_conv2d, _modulation_difference),
     ),
-    "ToRGB": Contract(("conv", "bias"), _to_rgb, _to_rgb_difference),
+    "StyledConv": (
+        Contract(
+            ("conv", "noise", "activate"),
+            _styled_conv,
+            lambda layer: _styled_difference(layer.conv, layer.noise, layer.activate),
+        ),
+    ),
+    "StyleConv": (
+        Contract(
+            ("modulated_conv", "weight", "activate"),
+            _basicsr_style_conv,
+            lambda layer: _styled_difference(layer.modulated_conv, layer, layer.activate),
+        ),
+    ),
+    "ToRGB": (
+        Contract(
+            ("conv", "bias"),
+            _to_rgb,
+            lambda layer: _rgb_difference(layer.conv, getattr(layer, "upsample", None)),
+        ),
+        Contract(
+            ("modulated_conv", "bias", "upsample"),
+            _basicsr_to_rgb,
+            lambda layer: _rgb_difference(layer.modulated_conv, layer.upsample),
+        ),
+    ),
+    "Conv2DMod": (
+        Contract(
+            ("weight", "demod", "stride", "dilation", "eps"), _conv2d_mod, _conv2d_mod_difference
+        ),
+    ),
 }
-"""By the names of the classes."""
+"""By the names of the classes; those of one name differ in the arguments of their `forward`."""
 
 
 def _missing(layer: object, attributes: tuple[str, ...]) -> str | None:
@@ -325,35 +384,31 @@ def _walk(module: nn.Module, path: str, report: Report):
 
 
 def _convert_class(kind: type, layers: list[nn.Module], report: Report) -> None:
-    contract = CONTRACTS[kind.__name__]
     owner = next(base for base in kind.__mro__ if "forward" in base.__dict__)
     name = f"{owner.__module__}.{owner.__name__}"
     original = owner.__dict__["forward"]
     if owner.__module__.partition(".")[0] == "stylegan_fast":
         report.left[name] = "it is this library's own"
         return
-    difference = _difference(original, layers, contract)
-    if difference is not None:
-        report.left[name] = difference
+    for contract in CONTRACTS[kind.__name__]:
+        if _arguments(original) == _arguments(contract.forward):
+            break
+    else:
+        report.left[name] = f"forward{inspect.signature(original)} is unknown"
         return
+    for layer in layers:
+        difference = _layer_difference(layer, contract)
+        if difference is not None:
+            report.left[name] = difference
+            return
     if not _is_converted(original):
         patching.set_attribute(owner, "forward", _checked(original, contract))
     report.routed[name] = f"{len(layers)} layers, one fused call each"
 
 
-def _difference(original: Callable, layers: list[nn.Module], contract: Contract) -> str | None:
-    if _arguments(original) != _arguments(contract.forward):
-        return f"forward{inspect.signature(original)} is unknown"
-    for layer in layers:
-        if "forward" in vars(layer):
-            return "one has a forward of its own"
-        difference = _layer_difference(layer, contract)
-        if difference is not None:
-            return difference
-    return None
-
-
 def _layer_difference(layer: nn.Module, contract: Contract) -> str | None:
+    if "forward" in vars(layer):
+        return "one has a forward of its own"
     return _missing(layer, contract.attributes) or contract.difference(layer)
 
 

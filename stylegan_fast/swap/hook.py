@@ -130,7 +130,7 @@ def uninstall() -> Report:
 
 def _users(supplied: dict[str, ModuleType]) -> dict[str, set[str]]:
     """The names of the modules that hold these modules, or something of theirs."""
-    origins = {}
+    origins: dict[int, tuple[str, object]] = {}
     for name, module in supplied.items():
         exported = [getattr(module, attribute) for attribute in getattr(module, "__all__", ())]
         origins |= {id(value): (name, value) for value in (module, *exported)}
