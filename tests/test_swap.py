@@ -7,6 +7,7 @@ import math
 import re
 import sys
 import textwrap
+import types
 
 import pytest
 import torch
@@ -239,6 +240,26 @@ def test_a_module_that_only_looks_like_a_known_one(checkout, source, reason):
     assert vars(bias_act) == before
     assert list(report.routed) == []
     assert re.search(reason, report.left["torch_utils.ops.bias_act"])
+
+
+def test_a_failing_install_leaves_nothing_behind(checkout, monkeypatch):
+    checkout(NVLABS | {"torch_utils/ops/bias_act.py": WORKING_BIAS_ACT})
+    from torch_utils.ops import bias_act
+
+    theirs, finders = bias_act.bias_act, list(sys.meta_path)
+
+    class Odd(types.ModuleType):
+        def __getattr__(self, name):
+            raise OSError("no such share")
+
+    monkeypatch.setitem(sys.modules, "torch_utils.ops.fma", Odd("torch_utils.ops.fma"))
+    with pytest.raises(OSError, match="no such share"):
+        swap.install()
+    assert bias_act.bias_act is theirs
+    assert sys.meta_path == finders
+    monkeypatch.delitem(sys.modules, "torch_utils.ops.fma")
+    swap.install()
+    assert bias_act.bias_act is not theirs
 
 
 def test_installing_twice_and_uninstalling_twice(checkout):

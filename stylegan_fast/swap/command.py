@@ -55,11 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.module:
             sys.argv = arguments.module
-            sys.path.insert(0, os.getcwd())
+            sys.path[0] = os.getcwd()
             runpy.run_module(arguments.module[0], run_name="__main__", alter_sys=True)
         else:
             sys.argv = arguments.script
-            sys.path.insert(0, os.path.dirname(os.path.abspath(arguments.script[0])))
+            sys.path[0] = os.path.dirname(os.path.abspath(arguments.script[0]))
             runpy.run_path(arguments.script[0], run_name="__main__")
     finally:
         if arguments.report:

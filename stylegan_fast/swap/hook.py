@@ -97,9 +97,13 @@ def install(*, pickles: bool = False) -> Report:
         state.report = Report()
         sys.meta_path.insert(0, _FINDERS[0])
         sys.meta_path.append(_FINDERS[1])
-        for name, module in list(sys.modules.items()):
-            if known.families(name) and isinstance(module, ModuleType):
-                _replace_in_place(name, module)
+        try:
+            for name, module in list(sys.modules.items()):
+                if known.families(name) and isinstance(module, ModuleType):
+                    _replace_in_place(name, module)
+        except BaseException:
+            uninstall()
+            raise
     return state.report
 
 
