@@ -12,6 +12,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import gradgradcheck
 
 from stylegan_fast import ops, swap
 from stylegan_fast.__main__ import main
@@ -153,6 +154,11 @@ def test_every_module_with_its_private_names(checkout):
     grid = image(2, 4, 6, 2)
     y = grid_sample_gradfix.grid_sample(x, grid)
     assert torch.equal(y, F.grid_sample(x, grid, align_corners=False))
+    x.requires_grad_()
+    assert gradgradcheck(lambda x: grid_sample_gradfix.grid_sample(x, grid), (x,))
+    y = grid_sample_gradfix.grid_sample(x, grid.requires_grad_())
+    assert torch.autograd.grad(y.sum(), grid)[0].count_nonzero() > 0
+    x = x.detach()
     y = filtered_lrelu.filtered_lrelu(x, up=2, padding=1, impl="ref")
     assert_matches(y, ops.filtered_lrelu(x, up=2, padding=1))
 
