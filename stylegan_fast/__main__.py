@@ -20,6 +20,7 @@ COMMANDS = {
     "explore": ("stylegan_fast.generation.explore", "change images along directions in W"),
     "project": ("stylegan_fast.generation.project", "find the latents of a given image"),
     "train": ("stylegan_fast.training.command", "train a generator on a folder or zip of images"),
+    "swap": ("stylegan_fast.swap.command", "run another repository's script on these ops"),
     "bench": ("stylegan_fast.benchmarks", "time the ops beside PyTorch's and other formulations"),
 }
 """Modules with add_arguments(parser) and run(arguments) -> exit status, imported when called."""
@@ -33,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"stylegan_fast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    chosen = next((argument for argument in argv if argument in COMMANDS), None)
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
-        if name in argv:
+        if name == chosen:
             try:
                 implementation = importlib.import_module(module)
             except ModuleNotFoundError as error:

@@ -11,6 +11,7 @@ import torch
 from stylegan_fast import backends, use_backend
 from stylegan_fast.ops.bias_act import bias_act
 from stylegan_fast.ops.conv2d_resample import conv2d_resample
+from stylegan_fast.ops.filtered_lrelu import filtered_lrelu
 from stylegan_fast.ops.modulated_conv2d import modulated_conv2d
 from stylegan_fast.ops.upfirdn2d import (
     _parse_scaling,
@@ -51,6 +52,7 @@ def modulated_conv2d_sg3(x, w, s, demodulate, padding, input_gain=None):
 OPS = {
     "bias_act": bias_act,
     "conv2d_resample": conv2d_resample,
+    "filtered_lrelu": filtered_lrelu,
     "modulated_conv2d": modulated_conv2d,
     "modulated_conv2d_sg3": modulated_conv2d_sg3,
     **{name: with_recorded_gain(op) for name, op in FIR_OPS.items()},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import pytest
 import torch
 
 import stylegan_fast
-from stylegan_fast import checkpoints, layers, ops
+from stylegan_fast import checkpoints, layers, ops, swap
 from stylegan_fast.models import stylegan2
 
 OPS = {
@@ -23,6 +24,8 @@ OPS = {
     "downsample2d": "(x, f, down=2, padding=0, flip_filter=False, gain=1, *, backend=None)",
     "conv2d_resample": "(x, w, f=None, up=1, down=1, padding=0, groups=1, flip_weight=True, "
     "flip_filter=False, *, backend=None)",
+    "filtered_lrelu": "(x, fu=None, fd=None, b=None, up=1, down=1, padding=0, "
+    f"gain={math.sqrt(2)}, slope=0.2, clamp=None, flip_filter=False, *, backend=None)",
     "modulated_conv2d": "(x, weight, styles, noise=None, up=1, down=1, padding=0, "
     "resample_filter=None, demodulate=True, flip_weight=True, fused_modconv=True, *, "
     "input_gain=None, bias=None, act='linear', alpha=None, gain=None, clamp=None, backend=None)",
@@ -74,7 +77,7 @@ def test_network_signature(name):
     assert bare_signature(getattr(stylegan2, name)) == NETWORKS[name]
 
 
-@pytest.mark.parametrize("module", [stylegan_fast, ops, layers, checkpoints])
+@pytest.mark.parametrize("module", [stylegan_fast, ops, layers, checkpoints, swap])
 def test_exported_names_exist_and_are_documented(module):
     for name in module.__all__:
         value = getattr(module, name)

@@ -1,0 +1,1 @@
+"""What the import hook executes under the names of the StyleGAN modules of `mmcv.ops` 2."""

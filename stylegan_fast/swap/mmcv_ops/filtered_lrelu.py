@@ -1,0 +1,35 @@
+"""`mmcv.ops.filtered_lrelu`."""
+
+from stylegan_fast import ops
+
+__all__ = ["filtered_lrelu"]
+
+
+def filtered_lrelu(
+    input,
+    filter_up=None,
+    filter_down=None,
+    bias=None,
+    up=1,
+    down=1,
+    padding=0,
+    gain=2**0.5,
+    slope=0.2,
+    clamp=None,
+    flip_filter=False,
+    use_custom_op=True,
+):
+    return ops.filtered_lrelu(
+        input,
+        filter_up,
+        filter_down,
+        bias,
+        up,
+        down,
+        padding,
+        gain,
+        slope,
+        clamp,
+        flip_filter,
+        backend=None if use_custom_op else "reference",
+    )

@@ -1,0 +1,5 @@
+"""`dnnlib`."""
+
+from .util import EasyDict
+
+__all__ = ["EasyDict"]
