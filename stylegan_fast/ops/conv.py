@@ -19,6 +19,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.nn.grad import conv2d_weight
 
 from .. import backends
@@ -105,6 +106,17 @@ def _by_pytorch(
     return resampled_conv2d(x, w, conv).contiguous(memory_format=memory_format_of(x))
 
 
+def _weight_gradient_by_product(
+    x: torch.Tensor, dy: torch.Tensor, kernel: tuple[int, int], down: int, padding: tuple[int, int]
+) -> torch.Tensor:
+    """dy times the patches of x, where these are smaller than the weight: oneDNN would spend most
+    of its time on an order of its own for the weight."""
+    (kw, kh), channels = kernel, (dy.shape[1], x.shape[1])
+    patches = F.unfold(x, (kh, kw), padding=padding, stride=down)
+    rows = dy.transpose(0, 1).flatten(1)
+    return (rows @ patches.transpose(1, 2).flatten(0, 1)).reshape(*channels, kh, kw)
+
+
 def _weight_gradient_by_pytorch(
     x: torch.Tensor, dy: torch.Tensor, kernel: tuple[int, int], conv: Fir
 ) -> torch.Tensor:
@@ -115,6 +127,10 @@ def _weight_gradient_by_pytorch(
     _, down, (x0, x1, y0, y1), correlate = _arguments(conv)
     symmetric = x0 == x1 >= 0 and y0 == y1 >= 0
     x = x if symmetric else pad_or_crop(x, x0, x1, y0, y1)
+    few_pixels = dy.shape[0] * dy.shape[2] * dy.shape[3] < dy.shape[1]
+    if few_pixels and x.device.type == "cpu":
+        dw = _weight_gradient_by_product(x, dy, kernel, down, (y0, x0) if symmetric else (0, 0))
+        return dw if correlate else dw.flip((2, 3))
     dw = conv2d_weight(
         x,
         [dy.shape[1], x.shape[1], kernel[1], kernel[0]],
@@ -253,7 +269,7 @@ def _composed_weight(w: torch.Tensor, conv: Fir, f: torch.Tensor | None, fir: Fi
     w = w if conv.flip_filter else w.flip((2, 3))
     each = torch.eye(kh * kw, dtype=w.dtype, device=w.device).reshape(-1, 1, kh, kw)
     fh, fw = f.shape
-    basis = torch.nn.functional.conv2d(each, taps[None, None], padding=(fh - 1, fw - 1))
+    basis = F.conv2d(each, taps[None, None], padding=(fh - 1, fw - 1))
     return (w.reshape(o * i, kh * kw) @ basis.flatten(1)).reshape(o, i, *basis.shape[2:])
 
 

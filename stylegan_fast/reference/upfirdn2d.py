@@ -108,15 +108,20 @@ def resampled_conv2d(
         y = resampled_conv2d(x, w.flatten(0, 1), conv, n)
         return y.reshape(n, -1, *y.shape[2:])
     ux, uy, dx, dy, x0, x1, y0, y1, correlate, _ = conv
+    o, i, kh, kw = w.shape
+    symmetric = x0 == x1 >= 0 and y0 == y1 >= 0
+    if ux == uy == dx == dy == groups == 1 and not correlate:
+        if symmetric and x0 < kw and y0 < kh and w.transpose(0, 1).is_contiguous():
+            # The adjoint of a layer's convolution reads the layer's own weight, without a copy.
+            return F.conv_transpose2d(x, w.transpose(0, 1), padding=(kh - 1 - y0, kw - 1 - x0))
     if ux == uy == 1:
         w = w if correlate else w.flip((2, 3))
-        if x0 == x1 >= 0 and y0 == y1 >= 0:
+        if symmetric:
             return F.conv2d(x, w, stride=(dy, dx), padding=(y0, x0), groups=groups)
         return F.conv2d(pad_or_crop(x, x0, x1, y0, y1), w, stride=(dy, dx), groups=groups)
 
     # A transposed convolution skips the stuffed zeros. It gives the full convolution, the
     # (W - 1) ux + kw samples from kw - 1 before the image on; padding says which are wanted.
-    o, i, kh, kw = w.shape
     w = w.flip((2, 3)) if correlate else w
     w = w.reshape(groups, o // groups, i, kh, kw).transpose(1, 2).reshape(-1, o // groups, kh, kw)
     left, right, top, bottom = x0 - kw + 1, x1 - kw + ux, y0 - kh + 1, y1 - kh + uy
