@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -335,6 +336,39 @@ def test_opcheck(up, down, backend, device):
             backend,
         )  # fmt: skip
         torch.library.opcheck(conv_ops.epilogue_op, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("outputs", [2, 90])  # channels, fewer and more than pixels
+@pytest.mark.parametrize("correlate", [True, False])
+@pytest.mark.parametrize(
+    "kernel, up, down, padding",
+    [
+        ((3, 3), 1, 1, (1, 1, 1, 1)), ((5, 3), 1, 1, (1, 1, 2, 2)), ((1, 1), 1, 1, (0, 0, 0, 0)),
+        ((3, 2), 1, 1, (2, 0, 1, -1)), ((3, 3), 1, 1, (3, 3, 4, 4)),
+        ((3, 3), 2, 1, (2, 2, 2, 2)), ((3, 5), 1, 2, (1, 1, 0, 0)), ((3, 3), 1, 2, (0, 1, -1, 0)),
+    ],
+)  # fmt: skip
+def test_pytorch_runs_a_convolution_and_its_gradients(
+    kernel, up, down, padding, correlate, outputs
+):
+    (kw, kh), (n, i, height, width) = kernel, (2, 3, 5, 6)
+    conv = Fir.of((up, up), (down, down), padding, correlate, 1.0)
+    x, w = randn(n, i, height, width), randn(outputs, i, kh, kw, seed=1)
+    x.requires_grad_(), w.requires_grad_()
+    stuffed = x.new_zeros(n, i, height * up, width * up)
+    stuffed[:, :, ::up, ::up] = x
+    taps = w if correlate else w.flip((2, 3))
+    y = F.conv2d(F.pad(stuffed, padding), taps)[:, :, ::down, ::down]
+    dy = randn(*y.shape, seed=2)
+    dx, dw = torch.autograd.grad(y, (x, w), dy)
+
+    run = conv_ops._by_pytorch
+    assert_matches(run(x.detach(), w.detach(), conv, None), y.detach(), reduction=i * kw * kh)
+    adjoint = conv.adjoint(height, width, kernel)
+    got = run(dy, w.detach().transpose(0, 1), adjoint, None)
+    assert_matches(got, dx, reduction=outputs * kw * kh)
+    got = conv_ops._weight_gradient_by_pytorch(x.detach(), dy, kernel, conv)
+    assert_matches(got, dw, reduction=dy.numel() // outputs)
 
 
 @pytest.mark.parametrize("flips", list(itertools.product((False, True), repeat=2)))

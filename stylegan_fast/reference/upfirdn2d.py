@@ -109,12 +109,12 @@ def resampled_conv2d(
         return y.reshape(n, -1, *y.shape[2:])
     ux, uy, dx, dy, x0, x1, y0, y1, correlate, _ = conv
     o, i, kh, kw = w.shape
-    symmetric = x0 == x1 >= 0 and y0 == y1 >= 0
-    if ux == uy == dx == dy == groups == 1 and not correlate:
-        if symmetric and x0 < kw and y0 < kh and w.transpose(0, 1).is_contiguous():
+    if ux == uy == 1:
+        symmetric = x0 == x1 >= 0 and y0 == y1 >= 0
+        rotated = not correlate and dx == dy == groups == 1 and symmetric
+        if rotated and x0 < kw and y0 < kh and w.transpose(0, 1).is_contiguous():
             # The adjoint of a layer's convolution reads the layer's own weight, without a copy.
             return F.conv_transpose2d(x, w.transpose(0, 1), padding=(kh - 1 - y0, kw - 1 - x0))
-    if ux == uy == 1:
         w = w if correlate else w.flip((2, 3))
         if symmetric:
             return F.conv2d(x, w, stride=(dy, dx), padding=(y0, x0), groups=groups)
