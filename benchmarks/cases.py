@@ -36,6 +36,9 @@ by arithmetic and one by memory."""
 
 PHOTOGRAPH_VARIANTS = ("up2", "down2", "up2 12-tap", "blur 61-tap")
 
+TRAINING_WIDTHS = ("128 channels", "512 channels")
+"""Of the networks of a training step (end_to_end.WIDTHS)."""
+
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -393,10 +396,13 @@ def select(arguments: argparse.Namespace, device_type: str) -> list[Case]:
         for mode in LEVELS["user"]
     ]
     cases += _network_cases(size, device_type, of_networks)
+    widths = TRAINING_WIDTHS[:1] if size == "quick" else TRAINING_WIDTHS
     cases += [
-        Case("training", "StyleGAN2 64x64", (images, 3, 64, 64), "float32", "nchw", level, mode)
-        for level in ("training",)
-        for mode in LEVELS[level]
+        Case(
+            "training", "StyleGAN2", (images, 3, 64, 64), "float32", "nchw", "training", mode, width
+        )
+        for width in widths
+        for mode in LEVELS["training"]
     ]
     return [case for case in cases if _wanted(case, arguments)]
 

@@ -28,7 +28,12 @@ from .workload import Provider, Session
 
 IMAGE: dict[str, Any] = {"img_resolution": 64, "img_channels": 3, "c_dim": 0}
 SIZE: dict[str, Any] = {"z_dim": 128, "w_dim": 128, **IMAGE}
-WIDTH: dict[str, Any] = {"channel_base": 4096, "channel_max": 128, "conv_clamp": 256}
+WIDTHS: dict[str, dict[str, Any]] = {
+    "128 channels": {"channel_base": 4096, "channel_max": 128, "conv_clamp": 256},
+    "512 channels": {"channel_base": 16384, "channel_max": 512, "conv_clamp": 256},
+}
+"""Of both networks: one to try things with, and that of the published 256×256 configuration."""
+
 R1_GAMMA = 1.0
 PATH_LENGTH_WEIGHT = 2.0
 PATH_LENGTH_DECAY = 0.01
@@ -111,16 +116,15 @@ LAZY = "lazy iteration"
 
 def lazy_iteration(rows: list[Row]) -> list[Row]:
     """The mean iteration of the cycle, one row a provider that was timed in all of its steps."""
-    steps: dict[str, dict[str, Row]] = {}
+    steps: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         if row.level == "training" and row.status == OK:
-            steps.setdefault(row.provider, {})[row.mode] = row
-    iterations = {
-        provider: _mean(found) for provider, found in steps.items() if found.keys() == CYCLE.keys()
-    }
+            steps.setdefault((row.variant, row.provider), {})[row.mode] = row
+    iterations = {key: _mean(found) for key, found in steps.items() if found.keys() == CYCLE.keys()}
     for row in iterations.values():
-        if row.baseline in iterations:
-            row.speedup = iterations[row.baseline].median_us / row.median_us
+        baseline = iterations.get((row.variant, row.baseline))
+        if baseline is not None:
+            row.speedup = baseline.median_us / row.median_us
     return list(iterations.values())
 
 
@@ -158,12 +162,13 @@ class TrainingStep:
         self.case = case
         self.session = session
         self.step = STEPS[case.mode]
+        self.width = WIDTHS[case.variant]
         count, device = case.shape[0], session.device
         real = crops(photographs(), count)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.G = Generator(**SIZE, **WIDTH).to(device)
-            self.D = Discriminator(**IMAGE, **WIDTH).to(device)
+            self.G = Generator(**SIZE, **self.width).to(device)
+            self.D = Discriminator(**IMAGE, **self.width).to(device)
             z, direction = torch.randn(count, SIZE["z_dim"]), torch.randn_like(real[: count // 2])
         self.batch = Batch(*(t.to(device) for t in (real, z, direction)))
         self.images = self._save_images()
@@ -210,7 +215,7 @@ class TrainingStep:
         if peer.networks is None:
             return Provider(peer.name, None, problem, ours=False)
         try:
-            G, D = peer_networks(peer.networks, self.G, self.D)
+            G, D = peer_networks(peer.networks, self.G, self.D, self.width)
         except Exception as error:
             return Provider(peer.name, None, f"networks: {one_line(error)}", ours=False)
         return Provider(peer.name, self._call(None, G, D), peer.detail, ours=False)
@@ -247,10 +252,12 @@ def _layer(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def peer_networks(module: Any, G: nn.Module, D: nn.Module) -> tuple[nn.Module, nn.Module]:
+def peer_networks(
+    module: Any, G: nn.Module, D: nn.Module, width: dict[str, Any]
+) -> tuple[nn.Module, nn.Module]:
     """The module's networks with the weights of ours."""
     device = next(G.parameters()).device
-    width = {**WIDTH, "num_fp16_res": 0}
+    width = {**width, "num_fp16_res": 0}
     peer_g = peer_generator(module, SIZE, width)
     peer_d = module.Discriminator(**IMAGE, **width)
     for network, ours in ((peer_g, G), (peer_d, D)):

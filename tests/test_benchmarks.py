@@ -129,6 +129,7 @@ def test_default_cases():
         assert modes == {(level, mode) for level in ("kernel", "user") for mode in LEVELS[level]}
     assert {c.mode for c in cases if c.op == "training"} == set(LEVELS["training"])
     assert {c.shape[0] for c in cases if c.op == "training"} == {4}
+    assert {c.variant for c in cases if c.op == "training"} == end_to_end.WIDTHS.keys()
     assert {c.dtype for c in cases if c.op != "networks"} == {"float32"}
     assert max(math.prod(c.shape) for c in cases) <= 2**24
     on_gpu = [c for c in select(parse(), "cuda") if c.op == "bias_act"]
@@ -720,6 +721,10 @@ def test_lazy_iteration_weighs_the_steps():
     assert found["automatic"].speedup == pytest.approx(2)
     assert {row.mode for row in found.values()} == {"lazy iteration"}
     assert end_to_end.lazy_iteration(rows[:3]) == []
+    wider = [dataclasses.replace(row, variant="wider", median_us=2 * row.median_us) for row in rows]
+    both = {(r.variant, r.provider): r for r in end_to_end.lazy_iteration(rows + wider)}
+    assert both["wider", "automatic"].median_us == pytest.approx(mean)
+    assert both["wider", "automatic"].speedup == pytest.approx(2)
 
 
 # Photographs
@@ -1357,7 +1362,8 @@ def Generator(z_dim, c_dim, w_dim, img_resolution, img_channels, synthesis_kwarg
 
 @pytest.mark.parametrize("module", NETWORKS)
 def test_networks_of_a_peer_take_our_weights(tmp_path, monkeypatch, module):
-    monkeypatch.setattr(end_to_end, "WIDTH", {**end_to_end.WIDTH, "channel_max": 8})
+    narrow = {name: {**width, "channel_max": 8} for name, width in end_to_end.WIDTHS.items()}
+    monkeypatch.setattr(end_to_end, "WIDTHS", narrow)
     checkout = torch_utils_family(tmp_path, "peer")
     write_tree(checkout, {f"training/{module}.py": NETWORKS[module]})
     argv = ("--quick", "--op", "training", "--mode", "D + R1", "--seconds", "0")
