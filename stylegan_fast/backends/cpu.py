@@ -226,6 +226,10 @@ def conv2d_weight_gradient(
     pre: torch.Tensor | None = None,
     post: torch.Tensor | None = None,
 ) -> None:
+    if conv.up_x > 1:
+        # <dy, C(x)> = <C'(dy), x>: the same sum with the parts of x and dy exchanged.
+        conv = conv.adjoint(*x.shape[2:], (dw.shape[3], dw.shape[2]))
+        x, dy, pre, post, dw = dy, x, post, pre, dw.transpose(0, 1)
     native.module().cpu_conv2d_weight_gradient(
         conv2d(x, dw, dy, conv),
         x.data_ptr(),
@@ -241,15 +245,13 @@ def conv2d_refusal(call: ConvClass) -> str | None:
     """None, or why the Winograd kernel cannot run such a call."""
     if _env.choice("STYLEGAN_FAST_WINOGRAD", ("0", "1")) == "0":
         return "STYLEGAN_FAST_WINOGRAD=0"
-    if call.direction != FORWARD and call.up > 1:
-        return "its weight gradient is for up=1"
     if call.dtype != torch.float32:
         return "it is for float32"
     if call.up * call.down > 2:
         return "it is for up=1 or 2, or down=2"
     if max(call.kernel_x, call.kernel_y) > 3:
         return "it is for kernels of at most 3x3"
-    if call.up == 2 and (call.pad_x % 2 or call.pad_y % 2):
+    if call.direction == FORWARD and call.up == 2 and (call.pad_x % 2 or call.pad_y % 2):
         return "its up=2 takes an even padding"
     return None
 
