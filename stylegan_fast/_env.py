@@ -10,6 +10,7 @@ VARIABLES = {
     "STYLEGAN_FAST_SIMD": "level of the CPU kernels: baseline, avx2 or avx512 (default: widest)",
     "STYLEGAN_FAST_CACHE": "folder of measured choices, or off (default: in the user's cache)",
     "STYLEGAN_FAST_WINOGRAD": "0: no Winograd convolutions on the CPU, only direct sums",
+    "STYLEGAN_FAST_HUGE_PAGES": "0: the CPU kernels do not ask Linux for huge pages",
     "TRITON_INTERPRET": "1: run Triton kernels on the CPU in Triton's interpreter (for tests)",
 }
 

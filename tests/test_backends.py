@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -314,3 +315,33 @@ def test_architectures_the_module_was_built_for(monkeypatch, architectures, capa
 def test_backend_of_another_type_is_refused():
     with pytest.raises(ValueError, match="unknown"):
         bias_act(torch.ones(2, 3), act="relu", backend=["cpu"])
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+ADVISED = """
+import torch
+from stylegan_fast.ops import bias_act
+
+def advised(y):
+    inside = False
+    for line in open("/proc/self/smaps"):
+        first = line.split(" ", 1)[0]
+        if "-" in first:
+            begin, end = (int(part, 16) for part in first.split("-"))
+            inside = begin <= y.data_ptr() + (y.nbytes // 2) < end
+        elif inside and first == "VmFlags:":
+            return "hg" in line.split()
+
+x = torch.zeros(1, 3, 1920, 2048)
+print(advised(bias_act(x, act="relu", backend="cpu")), advised(x.relu()))
+"""
+
+
+@needs_cpu_kernels
+@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="a system without transparent huge pages")
+@pytest.mark.parametrize(("variable", "expected"), [("", "True False"), ("0", "False False")])
+def test_large_results_ask_for_huge_pages(variable, expected):
+    environment = {**os.environ, "STYLEGAN_FAST_HUGE_PAGES": variable, "THP_MEM_ALLOC_ENABLE": "0"}
+    command = [sys.executable, "-c", ADVISED]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == expected

@@ -15,6 +15,7 @@
 
 #include "epilogue_row.h"
 #include "levels.h"
+#include "pages.h"
 #include "stream.h"
 
 namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
@@ -765,6 +766,7 @@ class Workspace {
  public:
   explicit Workspace(int64_t count) : data_(std::malloc(count * sizeof(float) + 64)) {
     if (!data_) throw std::bad_alloc();
+    want_huge_pages(data_, count * sizeof(float));
   }
   ~Workspace() { std::free(data_); }
   Workspace(const Workspace&) = delete;

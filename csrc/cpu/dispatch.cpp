@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "levels.h"
+#include "pages.h"
 
 namespace stylegan_fast::cpu {
 namespace {
@@ -77,6 +78,18 @@ void check_conv2d(const Conv2d& p) {
   }
 }
 
+size_t element_size(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+// What a kernel is about to write, and its mask. What it reads as well is mapped already.
+void fresh(void* result, int64_t numel, DType dtype, uint8_t* mask = nullptr) {
+  if (result) want_huge_pages(result, numel * element_size(dtype));
+  if (mask) want_huge_pages(mask, numel / 4);
+}
+
+int64_t outputs(const Upfirdn2d& p) { return p.samples * p.channels * p.out_height * p.out_width; }
+
 }  // namespace
 
 std::vector<std::string> simd_levels() {
@@ -102,43 +115,51 @@ void set_simd_level(const std::string& name) {
 }
 
 void epilogue_forward(const Epilogue& e, const void* x, void* y, uint8_t* mask, int threads) {
+  fresh(y == x ? nullptr : y, e.geometry.numel(), e.dtype, mask);
   current->epilogue_forward(e, x, y, mask, threads);
 }
 
 void epilogue_masked(const Epilogue& e, double negative_slope, const void* dy, const uint8_t* mask,
                      void* dx, void* sum, int threads) {
+  fresh(dx == dy ? nullptr : dx, e.geometry.numel(), e.dtype);
   current->epilogue_masked(e, negative_slope, dy, mask, dx, sum, threads);
 }
 
 void epilogue_curved(const Epilogue& e, int order, const void* x, const void* dy, const void* h,
                      void* dx, void* sum, int threads) {
+  fresh(dx, e.geometry.numel(), e.dtype);
   current->epilogue_curved(e, order, x, dy, h, dx, sum, threads);
 }
 
 void epilogue_backward(const Epilogue& e, double negative_slope, const void* dy, const void* y,
                        const uint8_t* mask, void* dx, void* moments, int threads) {
+  fresh(dx == dy ? nullptr : dx, e.geometry.numel(), e.dtype);
   current->epilogue_backward(e, negative_slope, dy, y, mask, dx, moments, threads);
 }
 
 void upfirdn2d_forward(const Upfirdn2d& p, const Epilogue* epilogue, const void* x, const void* add,
                        void* y, uint8_t* mask, int threads) {
   if (epilogue) check_mask(mask, epilogue->geometry, p.out_width);
+  fresh(y, outputs(p), p.dtype, mask);
   current->upfirdn2d_forward(p, epilogue, x, add, y, mask, threads);
 }
 
 void upfirdn2d_masked(const Upfirdn2d& p, const Epilogue& epilogue, double negative_slope,
                       const void* dy, const uint8_t* mask, void* dx, void* sum, int threads) {
   check_mask(mask, epilogue.geometry, p.in_width);
+  fresh(dx, outputs(p), p.dtype);
   current->upfirdn2d_masked(p, epilogue, negative_slope, dy, mask, dx, sum, threads);
 }
 
 void adain_forward(const Adain& p, double eps, const void* x, void* y, void* statistics,
                    int threads) {
+  fresh(y, p.epilogue.geometry.numel(), p.epilogue.dtype);
   current->adain_forward(p, eps, x, y, statistics, threads);
 }
 
 void adain_backward(const Adain& p, const void* x, const void* dy, const void* statistics, void* dx,
                     void* d_styles, void* sums, int threads) {
+  fresh(dx, p.epilogue.geometry.numel(), p.epilogue.dtype);
   current->adain_backward(p, x, dy, statistics, dx, d_styles, sums, threads);
 }
 
@@ -146,6 +167,7 @@ void conv2d_forward(const Conv2d& p, const Epilogue* epilogue, const void* x, co
                     const float* pre, const void* add, void* y, uint8_t* mask, int threads) {
   check_conv2d(p);
   if (epilogue) check_mask(mask, epilogue->geometry, p.out_width);
+  fresh(y, p.samples * p.out_channels * p.out_height * p.out_width, p.dtype, mask);
   current->conv2d_forward(p, epilogue, x, w, pre, add, y, mask, threads);
 }
 

@@ -29,6 +29,7 @@ def load() -> tuple[ModuleType | None, str]:
     level = _env.choice("STYLEGAN_FAST_SIMD", ("baseline", "avx2", "avx512"))
     if level is not None:
         loaded.set_simd_level(level)
+    _env.choice("STYLEGAN_FAST_HUGE_PAGES", ("0", "1"))  # read by csrc/cpu/pages.h
     return loaded, ""
 
 
