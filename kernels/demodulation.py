@@ -19,9 +19,11 @@ _MOST_SAMPLES = 16
 @triton.jit(do_not_specialize=["samples", "outputs", "channels", "taps"])
 def demodulation_kernel(
     weight, styles, energy, d, eps, samples, outputs, channels, taps,
-    CHANNELS_LAST: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
-    TAPS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ALIGNED: tl.constexpr, SAMPLES: tl.constexpr,
+    CHANNELS: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
+    if ALIGNED:  # tells the compiler that every row starts a pack
+        channels = channels // 8 * 8
     output = tl.program_id(0).to(tl.int64)
     weight += output * channels * taps
     energy += output * channels
@@ -56,7 +58,8 @@ def demodulation(
         triton.next_power_of_2(channels), max(_TILE // tile_taps, 1), _MOST_CHANNELS
     )
     grid = outputs, max(triton.cdiv(samples, tile_samples), 1)
+    channels_last = taps == 1 or not weight.is_contiguous()
     demodulation_kernel[grid](
         weight, styles, energy, d, eps, samples, outputs, channels, taps,
-        not weight.is_contiguous(), tile_samples, tile_channels, tile_taps,
+        channels_last, channels % 8 == 0, tile_samples, tile_channels, tile_taps,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The demodulation coefficients of modulated_conv2d in one kernel, their gradient in few products."""
+"""The demodulation coefficients of modulated_conv2d: one kernel, and a few products backward."""
 
 from __future__ import annotations
 
