@@ -7,6 +7,7 @@
 #include "adain.h"
 #include "conv2d.h"
 #include "cpu/dispatch.h"
+#include "demodulation.h"
 #include "epilogue.h"
 #include "upfirdn2d.h"
 
@@ -78,6 +79,13 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Adain>(m, "Adain")
       .def(py::init([](const Epilogue& e, bool strength_per_channel, uintptr_t styles) {
         return Adain{e, strength_per_channel, pointer<void>(styles)};
+      }));
+
+  py::class_<Demodulation>(m, "Demodulation")
+      .def(py::init([](int dtype, std::array<int64_t, 4> sizes, bool channels_last, double eps) {
+        const auto [samples, out_channels, in_channels, taps] = sizes;
+        return Demodulation{static_cast<DType>(dtype), samples, out_channels, in_channels, taps,
+                            channels_last, eps};
       }));
 
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
@@ -160,6 +168,14 @@ PYBIND11_MODULE(_C, m) {
                                     pointer<float>(post), pointer<void>(dw), threads);
       },
       without_gil);
+  m.def(
+      "cpu_demodulation",
+      [](const Demodulation& p, uintptr_t weight, uintptr_t styles, uintptr_t energy, uintptr_t d,
+         int threads) {
+        cpu::demodulation(p, pointer<void>(weight), pointer<void>(styles), pointer<void>(energy),
+                          pointer<void>(d), threads);
+      },
+      without_gil);
 
 #ifdef STYLEGAN_FAST_WITH_CUDA
   m.def("cuda_epilogue_workspace", &cuda::epilogue_workspace);
@@ -215,6 +231,14 @@ PYBIND11_MODULE(_C, m) {
                                     pointer<void>(statistics), pointer<void>(dx),
                                     pointer<void>(d_styles), pointer<void>(partial),
                                     pointer<void>(workspace), pointer<void>(stream));
+      },
+      without_gil);
+  m.def(
+      "cuda_demodulation",
+      [](const Demodulation& p, uintptr_t weight, uintptr_t styles, uintptr_t energy, uintptr_t d,
+         uintptr_t stream) {
+        cuda::demodulation(p, pointer<void>(weight), pointer<void>(styles), pointer<void>(energy),
+                           pointer<void>(d), pointer<void>(stream));
       },
       without_gil);
   m.def("cuda_upfirdn2d_workspace", &cuda::upfirdn2d_workspace);

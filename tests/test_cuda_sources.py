@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 # How many kernels each source has; every one of them runs on the CPU below.
-KERNELS = {"adain": 96, "epilogue": 70, "upfirdn2d": 66}
+KERNELS = {"adain": 96, "demodulation": 2, "epilogue": 70, "upfirdn2d": 66}
 SUMS = 13  # of the epilogue's kernels, upfirdn2d launches those that only add up d(v)
 HARNESS = ROOT / "tests" / "cuda_on_cpu"
 ARCHITECTURES = [
@@ -188,6 +188,11 @@ def test_adain_moves_packs(sass):
         assert not writes or re.search(r"\bSTG\.E\.128", text), name
 
 
+def test_demodulation_reads_packs(sass):
+    text = "\n".join(instruction for _, instruction in sass["demodulation_kernel<true>"])
+    assert re.search(r"\bLDG\.E\.128", text) and re.search(r"\bSTS\.128", text)
+
+
 @pytest.mark.parametrize("values", ["float, {}, 2", "__half, {}, 4", "__nv_bfloat16, {}, 4"])
 @pytest.mark.parametrize("shape", ["Shape<1, 1, 4>", "Shape<2, 1, 2>", "Shape<1, 2, 2>"])
 def test_streams_move_packs(sass, values, shape):
@@ -288,6 +293,10 @@ def run_sanitized(program: Path, *arguments: str) -> str:
 @pytest.mark.parametrize(
     "source, sanitizer, cases, kernels",
     [
+        ("demodulation", "address", "all", KERNELS["demodulation"]),
+        pytest.param(
+            "demodulation", "thread", "few", KERNELS["demodulation"], marks=pytest.mark.exhaustive
+        ),
         ("epilogue", "address", "few", KERNELS["epilogue"]),
         pytest.param(
             "epilogue", "address", "all", KERNELS["epilogue"], marks=pytest.mark.exhaustive
@@ -312,7 +321,7 @@ def test_kernels_on_cpu(harness, source, sanitizer, cases, kernels):
 
 
 def sources_of(name: str, folder: Path = CUDA) -> list[Path]:
-    units = ["epilogue"] if name == "epilogue" else ["epilogue", name]
+    units = ["epilogue", "upfirdn2d"] if name == "upfirdn2d" else [name]
     return [*(folder / f"{unit}.cu" for unit in units), HARNESS / f"{name}_test.cpp"]
 
 

@@ -106,6 +106,12 @@ def adain_backward(*arguments):
     adain(*arguments, backward=True)
 
 
+def demodulation(module, samples, channels_last=False, taps=9):
+    weight = image((512, 512, taps, 1), channels_last, torch.float32)
+    styles, d = empty(samples, 512), empty(samples, 512)
+    module.demodulation(weight, styles, empty(512, 512), d, 1e-8)
+
+
 def image(size, nhwc, dtype):
     layout = torch.channels_last if nhwc else torch.contiguous_format
     return torch.empty(size, dtype=dtype, device="meta").contiguous(memory_format=layout)
@@ -321,6 +327,11 @@ def cases():
     for kernel in (adain_statistics, adain_forward, adain_sums, adain_backward):
         for layout, geometry in (("nchw", NCHW), ("nhwc", NHWC)):
             others[f"{kernel.__name__} {layout}"] = kernel, geometry, half
+    others |= {
+        "demodulation": (demodulation, 4),
+        "demodulation nhwc": (demodulation, 32, True),
+        "demodulation 1x1": (demodulation, 1, False, 1),
+    }
     for name, row in ACTIVATIONS.items():
         others[f"forward {name}"] = forward, NCHW, half, row.code, False, False, math.inf
         if row.curved:
@@ -369,7 +380,7 @@ class _Recorder:
 
 def recorded(name):
     """The kernel, the arguments and the options of one case."""
-    from stylegan_fast.kernels import adain, conv2d, epilogue, upfirdn2d
+    from stylegan_fast.kernels import adain, conv2d, demodulation, epilogue, upfirdn2d
 
     launch, *arguments = (CASES | CONV_CASES)[name]
     if launch.__name__.startswith("fir_"):
@@ -378,6 +389,8 @@ def recorded(name):
         module, attribute = conv2d, launch.__name__.replace("conv_", "conv2d_") + "_kernel"
     elif launch.__name__.startswith("adain_"):
         module, attribute = adain, f"{launch.__name__}_kernel"
+    elif launch.__name__ == "demodulation":
+        module, attribute = demodulation, "demodulation_kernel"
     else:
         module, attribute = epilogue, f"epilogue_{launch.__name__}_kernel"
     kernels = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
@@ -519,6 +532,12 @@ def global_accesses(report, target, name):
             size = wide if re.search(r"v4\.b32|v2\.b64|dwordx4", kind) else narrow
             size["st" in kind] += 1
     return tuple(wide), tuple(narrow)
+
+
+def test_demodulation_reads_packs(report):
+    """The styles, and of NHWC the weight; the 9 taps of a channel start anywhere."""
+    assert global_accesses(report, "sm_90", "demodulation nhwc")[0][0] == 8
+    assert global_accesses(report, "sm_90", "demodulation")[0][0] == 1
 
 
 @pytest.mark.parametrize("dtype, each", [("float32", 4), ("float16", 2), ("bfloat16", 2)])

@@ -22,13 +22,15 @@ struct Level {
   decltype(&baseline::adain_backward) adain_backward;
   decltype(&baseline::conv2d_forward) conv2d_forward;
   decltype(&baseline::conv2d_weight_gradient) conv2d_weight_gradient;
+  decltype(&baseline::demodulation) demodulation;
 };
 
 #define STYLEGAN_FAST_LEVEL(level, supported)                          \
   {#level, supported, level::epilogue_forward, level::epilogue_masked, \
    level::epilogue_curved, level::epilogue_backward,                   \
    level::upfirdn2d_forward, level::upfirdn2d_masked, level::adain_forward, \
-   level::adain_backward, level::conv2d_forward, level::conv2d_weight_gradient}
+   level::adain_backward, level::conv2d_forward, level::conv2d_weight_gradient, \
+   level::demodulation}
 
 // Widest first.
 const Level kLevels[] = {
@@ -176,6 +178,15 @@ void conv2d_weight_gradient(const Conv2d& p, const void* x, const void* dy, cons
   check_conv2d(p);
   if (p.up != 1) throw std::invalid_argument("the gradient of conv2d's weight is for up=1");
   current->conv2d_weight_gradient(p, x, dy, pre, post, dw, threads);
+}
+
+void demodulation(const Demodulation& p, const void* weight, const void* styles, void* energy,
+                  void* d, int threads) {
+  if (p.dtype != DType::float64 && p.dtype != DType::float32) {
+    throw std::invalid_argument("demodulation takes float64 and float32, not dtype code " +
+                                std::to_string(static_cast<int>(p.dtype)));
+  }
+  current->demodulation(p, weight, styles, energy, d, threads);
 }
 
 }  // namespace stylegan_fast::cpu

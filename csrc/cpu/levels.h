@@ -3,6 +3,7 @@
 
 #include "../adain.h"
 #include "../conv2d.h"
+#include "../demodulation.h"
 #include "../upfirdn2d.h"
 
 #define STYLEGAN_FAST_DECLARE_LEVEL(level)                                                        \
@@ -26,6 +27,8 @@
                       const float* pre, const void* add, void* y, uint8_t* mask, int threads);    \
   void conv2d_weight_gradient(const Conv2d&, const void* x, const void* dy, const float* pre,     \
                               const float* post, void* dw, int threads);                          \
+  void demodulation(const Demodulation&, const void* weight, const void* styles, void* energy,    \
+                    void* d, int threads);                                                        \
   }
 
 STYLEGAN_FAST_DECLARE_LEVEL(baseline)

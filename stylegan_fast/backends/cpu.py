@@ -149,6 +149,19 @@ def adain_backward(
     )
 
 
+def demodulation(
+    weight: torch.Tensor, styles: torch.Tensor, energy: torch.Tensor, d: torch.Tensor, eps: float
+) -> None:
+    native.module().cpu_demodulation(
+        native.demodulation(weight, styles, eps),
+        weight.data_ptr(),
+        styles.data_ptr(),
+        energy.data_ptr(),
+        d.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
 def upfirdn2d_forward(
     x: torch.Tensor,
     f: torch.Tensor | None,

@@ -275,5 +275,20 @@ def adain_backward(
         torch.sum(partial, -1, out=sums)
 
 
+def demodulation(
+    weight: torch.Tensor, styles: torch.Tensor, energy: torch.Tensor, d: torch.Tensor, eps: float
+) -> None:
+    problem = native.demodulation(weight, styles, eps)
+    with torch.cuda.device(weight.device):
+        native.module().cuda_demodulation(
+            problem,
+            weight.data_ptr(),
+            styles.data_ptr(),
+            energy.data_ptr(),
+            d.data_ptr(),
+            _stream(weight),
+        )
+
+
 def conv2d_refusal(call: ConvClass) -> str:
     return "it has no convolution of its own yet"

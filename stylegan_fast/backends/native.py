@@ -133,3 +133,11 @@ def conv2d(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, conv: Fir) -> Any:
         w.stride(),
         conv.flip_filter,
     )
+
+
+def demodulation(weight: torch.Tensor, styles: torch.Tensor, eps: float) -> Any:
+    """weight: [O, I, kh, kw], dense NCHW or NHWC; styles: [N, I], dense."""
+    out_channels, in_channels, *kernel_size = weight.shape
+    sizes = (styles.shape[0], out_channels, in_channels, math.prod(kernel_size))
+    dtype = DTYPE_CODES[weight.dtype]
+    return module().Demodulation(dtype, sizes, not weight.is_contiguous(), eps)

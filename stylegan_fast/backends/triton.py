@@ -91,6 +91,11 @@ def adain_backward(dy: torch.Tensor, *arguments: object) -> None:
         kernels("adain").adain_backward(dy, *arguments)
 
 
+def demodulation(weight: torch.Tensor, *arguments: object) -> None:
+    with _device(weight):
+        kernels("demodulation").demodulation(weight, *arguments)
+
+
 def conv2d_forward(x: torch.Tensor, *arguments: object, **options: object) -> None:
     with _device(x):
         kernels("conv2d").conv2d_forward(x, *arguments, **options)

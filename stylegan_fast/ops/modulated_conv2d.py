@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -11,11 +12,12 @@ from ..activations import activation
 from ..backends import select
 from ..reference.bias_act import Epilogue
 from ..reference.conv2d_resample import plan
-from ..reference.modulated_conv2d import coefficients, tap_energy
+from ..reference.modulated_conv2d import coefficients
 from ..reference.modulated_conv2d import modulated_conv2d as reference_modulated_conv2d
 from ..reference.upfirdn2d import filter_size
 from ..weight_gradients import skippable
 from .conv2d_resample import check_constants, check_operand, check_resampled_size, run_plan
+from .demodulation import demodulation
 from .upfirdn2d import _parse_padding, check_filter, check_image
 
 
@@ -194,25 +196,13 @@ def styled_conv2d(
             gain=gain,
             clamp=clamp,
         )
-    weight, before, after = coefficients(x, weight, styles, demodulate, input_gain, _Energy.apply)
+    weight, before, after = coefficients(
+        x, weight, styles, demodulate, input_gain, partial(demodulation, backend=name)
+    )
     end = Epilogue(after, noise, bias, act, alpha, gain, clamp, noise_strength)
     kernel_size = (weight.shape[3], weight.shape[2])
     steps = plan(kernel_size, filter_size(resample_filter), up, down, padding, flip_weight)
     return run_plan(x, weight, resample_filter, steps, end, name, pre=before)
-
-
-class _Energy(torch.autograd.Function):
-    """The energy of a weight's taps, of any order, whose gradient is one pass over the weight."""
-
-    @staticmethod
-    def forward(ctx, weight):
-        ctx.save_for_backward(weight)
-        return tap_energy(weight)
-
-    @staticmethod
-    def backward(ctx, h):
-        (weight,) = ctx.saved_tensors
-        return weight * (2 * h)[:, :, None, None]
 
 
 def _weights_are_smaller(weight: torch.Tensor, x: torch.Tensor) -> bool:

@@ -30,9 +30,13 @@ def _divided_by_rms(t: torch.Tensor, dims: list[int]) -> torch.Tensor:
     return t * torch.where(mean_square > 0, mean_square, 1).rsqrt()
 
 
-def tap_energy(weight: torch.Tensor) -> torch.Tensor:
-    """sum over ky, kx of weight[o,i,ky,kx]^2"""
-    return weight.square().sum([2, 3])
+DEMODULATION_EPS = 1e-8
+
+
+def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """d[n,o] = (sum over i, ky, kx of (weight[o,i,ky,kx] * styles[n,i])^2 + 1e-8)^-1/2"""
+    energy = weight.square().sum([2, 3])
+    return (styles.square() @ energy.t() + DEMODULATION_EPS).rsqrt()
 
 
 class Coefficients(NamedTuple):
@@ -49,7 +53,7 @@ def coefficients(
     styles: torch.Tensor,
     demodulate: bool,
     input_gain: float | torch.Tensor | None,
-    energy: Callable[[torch.Tensor], torch.Tensor] = tap_energy,
+    demodulation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = demodulation,
 ) -> Coefficients:
     """See `stylegan_fast.ops.modulated_conv2d`; x matters for its dtype only."""
     dtype = torch.promote_types(torch.promote_types(weight.dtype, styles.dtype), torch.float32)
@@ -66,7 +70,7 @@ def coefficients(
                 largest = weight.detach().abs().amax([1, 2, 3], keepdim=True)
                 weight = _divided(weight, largest * fan_in**0.5)
                 before = _divided(before, before.detach().abs().amax(1, keepdim=True))
-            after = (before.square() @ energy(weight).t() + 1e-8).rsqrt()
+            after = demodulation(weight, before)
     elif guarded:
         largest = before.detach().abs().amax(1, keepdim=True)
         before = _divided(before, largest)
