@@ -47,14 +47,15 @@ class FullyConnectedLayer(nn.Module):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype)
-        x = x * self.weight_gain  # most often less to scale than the weight
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if bias is not None and self.bias_gain != 1:
-            bias = bias * self.bias_gain
-        if self.activation == "linear":
-            return linear(x, weight, bias)
-        return bias_act(linear(x, weight), bias, dim=x.ndim - 1, act=self.activation)
+        rows, weight = x.reshape(-1, x.shape[-1]), self.weight.to(x.dtype)
+        if self.bias is None:
+            y = linear(rows * self.weight_gain, weight)
+        else:
+            bias, gains = self.bias.to(x.dtype), {"alpha": self.weight_gain, "beta": self.bias_gain}
+            y = torch.addmm(bias, rows, weight.t(), **gains)
+        if self.activation != "linear":
+            y = bias_act(y, act=self.activation)
+        return y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return (
