@@ -7,6 +7,7 @@
 #include "adain.h"
 #include "conv2d.h"
 #include "cpu/dispatch.h"
+#include "cpu/pages.h"
 #include "demodulation.h"
 #include "epilogue.h"
 #include "upfirdn2d.h"
@@ -71,6 +72,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("simd_levels", &cpu::simd_levels);
   m.def("simd_level", &cpu::simd_level);
   m.def("set_simd_level", &cpu::set_simd_level);
+  m.def("want_huge_pages", [](uintptr_t data, size_t bytes) {
+    cpu::want_huge_pages(pointer<void>(data), bytes);
+  });
 
   py::class_<Epilogue>(m, "Epilogue").def(py::init(&epilogue));
   py::class_<Upfirdn2d>(m, "Upfirdn2d").def(py::init(&upfirdn2d));

@@ -371,6 +371,35 @@ def test_pytorch_runs_a_convolution_and_its_gradients(
     assert_matches(got, dw, reduction=dy.numel() // outputs)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("outputs, inputs", [(3, 33), (33, 3), (1, 1)])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_convolutions_to_and_from_images_are_products(samples, outputs, inputs, layout):
+    conv = Fir.of((1, 1), (1, 1), (0, 0, 0, 0), True, 1.0)
+    x = randn(samples, inputs, 5, 6).contiguous(memory_format=layout)
+    w, pre = randn(outputs, inputs, 1, 1, seed=1), randn(samples, inputs, seed=2)
+    dy = randn(samples, outputs, 5, 6, seed=3).contiguous(memory_format=layout)
+    scaled = x * pre[:, :, None, None]
+    w.requires_grad_()
+    y = F.conv2d(scaled, w)
+    (dw,) = torch.autograd.grad(y, w, dy)
+    w = w.detach()
+
+    assert conv_ops._is_product(x, w.shape, conv)
+    got = conv_ops._product(x, w, pre)
+    assert got.is_contiguous(memory_format=layout)
+    assert_matches(got, y.detach(), reduction=inputs)
+    assert_matches(conv_ops._by_pytorch(x, w, conv, pre), y.detach(), reduction=inputs)
+    assert_matches(conv_ops._by_pytorch(x, w, conv, None), F.conv2d(x, w), reduction=inputs)
+    arguments = ([1, 1], *conv_ops._arguments(conv), "cpu")
+    got = conv_ops.weight_gradient_op(x, dy, pre, *arguments)
+    assert_matches(got, dw, reduction=30 * samples)
+    for other in (conv._replace(x0=1), conv._replace(down_x=2, down_y=2)):
+        assert not conv_ops._is_product(x, w.shape, other)
+    assert not conv_ops._is_product(x, torch.Size([9, 9, 1, 1]), conv)
+    assert not conv_ops._is_product(x, torch.Size([3, 9, 1, 3]), conv)
+
+
 @pytest.mark.parametrize("flips", list(itertools.product((False, True), repeat=2)))
 @pytest.mark.parametrize("taps", [(4,), (3, 2), None])
 def test_a_filter_after_a_convolution_is_one_convolution(taps, flips):

@@ -231,6 +231,15 @@ def conv2d_forward(
     )
 
 
+def fresh(y: torch.Tensor) -> torch.Tensor:
+    """y, about to be written for the first time by something else than the kernels, which ask for
+    huge pages themselves."""
+    module, _ = native.load()
+    if module is not None and y.device.type == "cpu":
+        module.want_huge_pages(y.data_ptr(), y.nbytes)
+    return y
+
+
 def conv2d_weight_gradient(
     x: torch.Tensor,
     dy: torch.Tensor,

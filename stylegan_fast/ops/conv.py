@@ -24,6 +24,7 @@ from torch.nn.grad import conv2d_weight
 
 from .. import backends
 from ..activations import ACTIVATIONS
+from ..backends import cpu
 from ..backends.choice import FORWARD, WEIGHT_GRADIENT, ConvClass, own_kernel
 from ..backends.geometry import Fir
 from ..reference.bias_act import Epilogue
@@ -47,6 +48,8 @@ from ._library import (
     tensor_positions,
 )
 from .epilogue import Masked, apply_epilogue, kernel_noise
+
+FEW_CHANNELS = 8
 
 
 def _kernel_size(w: torch.Tensor) -> tuple[int, int]:
@@ -94,10 +97,38 @@ def _nonzero(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale == 0, 1, scale)
 
 
+def _planes(x: torch.Tensor) -> bool:
+    return x.is_contiguous()
+
+
+def _is_product(x: torch.Tensor, weight_shape: torch.Size, conv: Fir) -> bool:
+    """Whether C is one of matrices, of pixels and few channels (from or to an image), on a CPU:
+    bound by memory, and oneDNN would first write x in an order of its own."""
+    o, i, kh, kw = weight_shape
+    whole = conv.up_x == conv.down_x == kw == kh == 1 and not any(_arguments(conv)[2])
+    few = min(o, i) <= FEW_CHANNELS and x.dtype in (torch.float32, torch.float64)
+    return whole and few and x.device.type == "cpu"
+
+
+def _product(x: torch.Tensor, w: torch.Tensor, pre: torch.Tensor | None) -> torch.Tensor:
+    """C(pre ⊙ x), with a weight for each sample and so without a scaled image."""
+    w = w[:, :, 0, 0].expand(x.shape[0], -1, -1)
+    w = w if pre is None else w * pre.to(w.dtype)[:, None]
+    y = cpu.fresh(_image(x, w.shape[1], _image_size(x)))
+    if _planes(x):
+        torch.bmm(w, x.flatten(2), out=y.flatten(2))
+    else:
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        torch.bmm(pixels, w.transpose(1, 2), out=y.permute(0, 2, 3, 1).flatten(1, 2))
+    return y
+
+
 def _by_pytorch(
     x: torch.Tensor, w: torch.Tensor, conv: Fir, pre: torch.Tensor | None
 ) -> torch.Tensor:
     """C(pre ⊙ x). One image may scale whichever is smaller, the image or the weight."""
+    if _is_product(x, w.shape, conv) and (_planes(x) or w.shape[0] <= FEW_CHANNELS):
+        return _product(x, w, pre)
     if pre is not None:
         if x.shape[0] == 1 and w.numel() < x.numel():
             w = w * pre[0].to(w.dtype)[:, None, None]
@@ -185,6 +216,10 @@ def _weight_gradient(x, dy, pre, kernel, up, down, padding, correlate, backend):
         pre = None if pre is None else operand(pre, x, *pre.shape)
         backends.BACKENDS[backend].conv2d_weight_gradient(x, dy, conv, dw, pre=pre)
         return dw.to(x.dtype)
+    if _is_product(x, dw.shape, conv) and _planes(x) and _planes(dy):
+        each = torch.bmm(dy.flatten(2), x.flatten(2).transpose(1, 2))
+        each = each if pre is None else each * pre.to(each.dtype)[:, None]
+        return each.sum(0)[:, :, None, None]
     if pre is None:
         return _weight_gradient_by_pytorch(x, dy, kernel_size, conv).contiguous()
     if x.shape[0] == 1 and dw.numel() < x.numel():
