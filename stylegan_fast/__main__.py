@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__, backends
+from ._commands import is_out_of_memory, refused
 
 COMMANDS = {
     "info": ("stylegan_fast.info", "versions, devices, what each backend can run here and why not"),
@@ -61,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stylegan_fast {arguments.command}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "smaller batches (train: --micro-batch), images or networks take less"
+        return refused(arguments.command, f"out of memory: {error}; {advice}")
     return status
 
 

@@ -371,6 +371,23 @@ def test_a_bad_environment_variable_is_no_traceback(capsys, monkeypatch):
     assert "STYLEGAN_FAST_SIMD='sse' is not one of baseline" in capsys.readouterr().err
 
 
+def test_out_of_memory_is_one_line(capsys, monkeypatch):
+    def run(error):
+        def fail(arguments):
+            raise error
+
+        monkeypatch.setattr(info, "run", fail)
+        return main(["info"])
+
+    words = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes.\nmore"
+    for error in (MemoryError(), RuntimeError(words), RuntimeError("CUDA out of memory. Tried")):
+        assert run(error) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("stylegan_fast info: out of memory") and "--micro-batch" in line
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        run(RuntimeError("sizes differ"))
+
+
 def test_version_and_help(capsys):
     for flag, text in (("--version", f"stylegan_fast {__version__}\n"), ("--help", "bench")):
         with pytest.raises(SystemExit) as exit:

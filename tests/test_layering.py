@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEAVES = (
     "_C",
     "_checks",
+    "_commands",
     "_env",
     "_store",
     "_version",

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from stylegan_fast import checkpoints
 from stylegan_fast.__main__ import main
 from stylegan_fast.models import stylegan2
 from stylegan_fast.testing import assert_matches, tolerance
-from stylegan_fast.training import data, loop, snapshots
+from stylegan_fast.training import data, lock, loop, snapshots
 from stylegan_fast.training.config import TrainingConfig, micro_batch, preset
 from stylegan_fast.training.distributed import World
 from stylegan_fast.training.logs import Logs, read, save_grid
@@ -282,7 +283,7 @@ def test_transfer_from_other_widths_by_default_names_the_tensors(tmp_path):
 
 
 def test_a_folder_with_a_run_is_not_written_over(finished):
-    message = "holds a run up to checkpoint-000000.016: resume this, or use another folder"
+    message = r"holds a run up to checkpoint-000000\.016: resume it \(--resume latest\), or use"
     for resume in (None, str(finished.out / "checkpoint-000000.008")):
         with pytest.raises(FileExistsError, match=message):
             trainer(finished.out, resume=resume)
@@ -303,13 +304,74 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
         with pytest.raises(checkpoints.CheckpointError, match=r"checkpoint-000000\.016"):
             trainer(tmp_path / "other", resume=str(folder))
         (folder / name).write_bytes(good)
-    del state["step"]
-    (folder / snapshots.STATE).write_text(json.dumps(state))
-    with pytest.raises(checkpoints.CheckpointError, match=r"not the state of such a run.*'step'"):
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        ({"step": None}, r"state\.json: not the state of a run: step is no int"),
+        ({"images_seen": "16"}, "images_seen is no int"),
+        ({"history": [1]}, "history is no dict"),
+        ({"history": {"loss_g": ["0.5"]}}, "loss_g is no list of numbers"),
+        ({"signs": {}}, "signs is no list"),
+        ({"scaler": 1}, "scaler is no dict"),
+        ({"config": []}, "config is no dict"),
+        ({"config": {**TINY, "batch": "4"}}, "batch='4' must be of type int"),
+        ({"config": {**TINY, "batch": True}}, "batch=True must be of type int"),
+        ({"config": {**TINY, "mirror": 1}}, "mirror=1 must be of type bool"),
+        ({"config": {**TINY, "kimg": [1]}}, r"kimg=\[1\] must be of type float"),
+        ({"config": {**TINY, "data": None}}, "data=None must be of type str"),
+    ],
+)
+def test_an_edited_state_is_one_line(edit, message, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished.out, tmp_path / "copy")
+    path = folder / "checkpoint-000000.016" / snapshots.STATE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
+    assert main(["train", "--resume", "latest", "--outdir", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+
+
+def test_a_state_that_is_none(finished, tmp_path):
+    folder = shutil.copytree(finished.out, tmp_path / "copy") / "checkpoint-000000.016"
+    (folder / snapshots.STATE).write_text("[" * 5000 + "]" * 5000)
+    with pytest.raises(checkpoints.CheckpointError, match="not a checkpoint of a run"):
         trainer(tmp_path / "other", resume=str(folder))
-    (folder / snapshots.STATE).write_text("{}")
+    (folder / snapshots.STATE).write_text("3")
     with pytest.raises(checkpoints.CheckpointError, match=r"state\.json: not the state of a run"):
         trainer(tmp_path / "other", resume=str(folder))
+
+
+HOLD = """
+import sys, pathlib, stylegan_fast.training.lock as lock
+with lock.locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_run_in_a_folder_at_a_time(pictures, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder:
+        assert holder.stdout.readline() == b"held\n"
+        assert command(pictures, out) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "another process is training there" in line
+        holder.kill()
+    assert command(pictures, out) == 0
+
+
+def test_where_there_are_no_locks_training_goes_on(tmp_path, monkeypatch):
+    def none(descriptor):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock, "_lock", none)
+    with lock.locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("damage", [b"12,0.5", b"\0\0\0\0\n", b",1\n", b"\xff\xfe\n"])
@@ -554,6 +616,10 @@ def test_unknown_presets_are_refused(name, message):
         ({"r1_gamma": -1.0}, "r1_gamma=-1.0 must not be negative"),
         ({"kimg": float("nan")}, "kimg=nan must be positive"),
         ({"kimg": float("inf")}, "kimg=inf must be finite"),
+        ({"tick_kimg": 1e-320}, "tick_kimg=1e-320 must be at least 0.001"),
+        ({"seed": 2**63}, f"seed={2**63} must be at most {2**63 - 1}"),
+        ({"w_dim": 10**20}, f"w_dim={10**20} must be at most {2**31 - 1}"),
+        ({"kimg": 1e308}, "must be at most"),
         ({"ada_target": float("nan")}, "ada_target=nan must be finite"),
         ({"ema_rampup": -1.0}, "ema_rampup=-1.0 must not be negative"),
         ({"channel_base": 16}, "channel_base=16 must be at least resolution=32"),
@@ -658,6 +724,11 @@ def test_the_command_continues_a_run_with_its_configuration(pictures, tmp_path, 
     assert command(pictures, out, kimg=0.008) == 0
     assert main(["train", "--outdir", str(out), "--resume", "latest", "--kimg", "0.016"]) == 0
     assert "resumed with kimg=0.016 instead of 0.008\n" in capsys.readouterr().err
+    assert main(["train", "--outdir", str(out), "--resume", "latest"]) == 0
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == (
+        "nothing to do: 16 images were seen, kimg is 0.016; a larger one (--kimg) continues"
+    )
     state = json.loads((out / "checkpoint-000000.016" / snapshots.STATE).read_text())
     assert state["config"]["channel_base"] == TINY["channel_base"]
     assert state["config"]["kimg"] == 0.016
@@ -667,6 +738,7 @@ def test_bad_input_is_one_line_and_status_2(pictures, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     photo = pictures / "0.png"
+    most = 2**31 - 1
     cases = {
         "no such folder": lambda: command(tmp_path / "missing", tmp_path / "a"),
         "no images": lambda: command(empty, tmp_path / "a"),
@@ -679,6 +751,8 @@ def test_bad_input_is_one_line_and_status_2(pictures, tmp_path, capsys):
         "--config NAME is missing": lambda: main(["train", "--outdir", str(tmp_path / "a")]),
         "--outdir FOLDER is missing": lambda: main(["train", "--config", "stylegan2-8"]),
         "unknown metric 'is'": lambda: command(pictures, tmp_path / "a", metrics="is"),
+        "out of memory": lambda: command(pictures, tmp_path / "a", z_dim=most, w_dim=most),
+        "seed=18446744073709551616 must be": lambda: command(pictures, tmp_path / "a", seed=2**64),
         "device='warp'": lambda: command(pictures, tmp_path / "a", "--device", "warp"),
         "device='meta'": lambda: command(pictures, tmp_path / "a", "--device", "meta"),
     }

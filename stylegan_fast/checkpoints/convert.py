@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from .._commands import printable, refused
 from .contents import CheckpointError, Contents
 from .files import LAYOUTS, build, read, save_as
 
@@ -43,8 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.show:
             _convert(arguments, contents)
     except (CheckpointError, ModuleNotFoundError) as error:
-        print(f"stylegan_fast: {error}", file=sys.stderr)
-        return 2
+        return refused("convert", error)
     return 0
 
 
@@ -65,7 +64,8 @@ def _show(path: Path, contents: Contents) -> None:
     for name, stored in contents.networks.items():
         count = sum(tensor.numel() for tensor in stored.state.values())
         print(f"  {name}: {stored.path}, {count:,} numbers in {len(stored.state)} tensors")
-        print(f"    {', '.join(f'{k}={v!r}' for k, v in stored.init_kwargs.items())}")
+        arguments = ", ".join(f"{key}={value!r}" for key, value in stored.init_kwargs.items())
+        print(f"    {printable(arguments)}")
         for note in stored.notes:
             print(f"    {note}")
     if contents.metadata:

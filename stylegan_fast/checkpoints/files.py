@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._commands import printable
 from . import native, originals, pickles, state_dicts
 from .contents import CheckpointError, Contents, atomic_write
 
@@ -68,8 +69,7 @@ def _summary(value: Any) -> str:
 def _failure(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
     """One printable line, whatever names the file brings into it."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error) or "out of memory"
-    reason = "".join(c if c.isprintable() else " " for c in reason[:_LONGEST_REASON])
-    return CheckpointError(f"{path} cannot be loaded: {reason}")
+    return CheckpointError(f"{path} cannot be loaded: {printable(reason[:_LONGEST_REASON])}")
 
 
 def build(

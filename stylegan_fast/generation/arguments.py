@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._commands import refused
 from ..layers.synthesis import NOISE_MODES
 from . import networks, styles
 from .networks import Generator
@@ -62,8 +62,7 @@ def reported(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Na
         try:
             run(arguments)
         except (ValueError, OSError, ModuleNotFoundError) as error:
-            print(f"stylegan_fast {arguments.command}: {error}", file=sys.stderr)
-            return 2
+            return refused(arguments.command, error)
         return 0
 
     return command

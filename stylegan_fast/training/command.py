@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .._commands import refused
 from . import snapshots
 from .config import CHOICES, TrainingConfig, field_types, preset
 from .distributed import from_environment, local_device
@@ -66,8 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
             return _train(trainer)
     except (ValueError, OSError, NonFiniteLossError, MetricsUnavailableError) as error:
-        print(f"stylegan_fast train: {error}", file=sys.stderr)
-        return 2
+        return refused("train", error)
     except KeyboardInterrupt:
         print("stylegan_fast train: interrupted, not saved", file=sys.stderr)
         return 128 + signal.SIGINT

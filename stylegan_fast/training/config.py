@@ -92,6 +92,8 @@ class TrainingConfig:
     metric_images: int = _option(50000, "generated images of a metric")
 
     def __post_init__(self) -> None:
+        for name, (kind, optional) in field_types().items():
+            _check_kind(name, getattr(self, name), kind, optional)
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         check_resolution("resolution", self.resolution, least=8)
@@ -104,9 +106,15 @@ class TrainingConfig:
         for name in PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be between 0 and 1")
+        for name in TIMES:
+            if getattr(self, name) < 0.001:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 0.001, an image")
         for name, value in self.as_json().items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name}={value!r} must be finite")
+            most = LARGEST_SEED if name == "seed" else LARGEST
+            if isinstance(value, (int, float)) and value > most:
+                raise ValueError(f"{name}={value!r} must be at most {most}")
         if self.ema_rampup is not None and self.ema_rampup < 0:
             raise ValueError(f"ema_rampup={self.ema_rampup!r} must not be negative")
         if self.channel_base < self.resolution:
@@ -136,6 +144,18 @@ POSITIVE = (
 )  # fmt: skip
 NOT_NEGATIVE = ("workers", "r1_gamma", "path_length_weight", "ema_kimg", "seed", "keep")
 PROBABILITIES = ("style_mixing", "augment_p", "w_avg_beta", "beta1", "beta2")
+TIMES = ("tick_kimg", "fade_kimg", "ada_kimg")
+LARGEST = 2**31 - 1
+LARGEST_SEED = 2**63 - 1
+
+
+def _check_kind(name: str, value: Any, kind: type, optional: bool) -> None:
+    """ValueError unless the value of a field, maybe of a file, is of this type."""
+    kinds = (int, float) if kind is float else (kind,)
+    if value is None and optional:
+        return
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name}={value!r} must be of type {kind.__name__}")
 
 
 def field_types() -> dict[str, tuple[type, bool]]:

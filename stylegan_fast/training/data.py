@@ -26,6 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .._checks import as_int
+from .._commands import printable
 
 try:
     from PIL import Image, ImageOps
@@ -50,7 +51,8 @@ class DatasetError(ValueError):
 
     def __init__(self, message: str):
         # Out of a worker, DataLoader makes the message a traceback, of which this is the end.
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+        message = message.rpartition(f"{type(self).__name__}: ")[2].rstrip()
+        super().__init__(printable(message))
 
 
 class ImageDataset(Dataset):
@@ -64,6 +66,7 @@ class ImageDataset(Dataset):
         of all files are read here. An image whose pixels turn out to be broken only when they are
         read raises then, or the next good one stands in for it, with the label of that one.
 
+    `enlarged` counts files with a side shorter than the resolution.
     img_channels is 1 if most images are gray, else 3; the others are converted, 16 bits to 8, and
     what is transparent lies on white.
     """
@@ -110,6 +113,7 @@ class ImageDataset(Dataset):
         self.resolution = resolution or headers[self.names[0]][0][0]
         gray = sum(headers[name][1] in _GRAY for name in self.names)
         self.img_channels = 1 if 2 * gray > len(self.names) else 3
+        self.enlarged = sum(min(headers[name][0]) < self.resolution for name in self.names)
         self.c_dim = 0
         self._labels: np.ndarray | None = None
         if labels:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from rich.progress import track
 
+from .._commands import refused
 from .data import DatasetError, ImageDataset, example, write_zip
 
 
@@ -31,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     given = [value for value in (arguments.source, arguments.out, arguments.example) if value]
     if len(given) != (1 if arguments.example else 2):
-        print("dataset: give SOURCE and OUT, or --example OUT", file=sys.stderr)
-        return 2
+        return refused("dataset", "give SOURCE and OUT, or --example OUT")
     try:
         if arguments.example:
             path = example(
@@ -45,8 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             path = write_zip(arguments.out, images)
         made = ImageDataset(path)
     except (DatasetError, ImportError, OSError, TypeError, ValueError) as error:
-        print(f"dataset: {error}", file=sys.stderr)
-        return 2
+        return refused("dataset", error)
     labels = "no labels" if made.raw_labels() is None else "labels in dataset.json"
     print(
         f"{path}: {len(made)} images, {made.resolution}×{made.resolution}, "

@@ -67,7 +67,8 @@ class Logs:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        if self._progress.console.is_terminal:
+            self._progress.stop()
         if self._board:
             self._board.close()
 

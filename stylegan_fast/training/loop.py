@@ -28,6 +28,7 @@ from .augment import AugmentPipe, adjust
 from .config import TrainingConfig, micro_batch
 from .distributed import ALONE, World
 from .ema import ema_beta, update_ema
+from .lock import locked
 from .logs import Logs, save_grid
 from .losses import LOSSES
 from .metrics import Evaluation
@@ -56,7 +57,8 @@ class Trainer:
     its step, saves and returns.
 
     ValueError: the configuration does not fit the data, the number of processes or what is resumed.
-    FileExistsError: `out` holds a run whose end is not resumed. OSError, CheckpointError: the disk.
+    FileExistsError: `out` holds a run whose end is not resumed. BlockingIOError: another process
+    trains there. OSError, CheckpointError: the disk.
     MetricsUnavailableError, NonFiniteLossError. In each case the last checkpoint is intact.
     """
 
@@ -86,13 +88,13 @@ class Trainer:
         self._history: dict[str, list[float]] = {}
         self._signs: list[float] = []
         self._facts: dict[str, Tensor] = {}
-        self._w_sum = torch.zeros(config.w_dim, device=self.device)
 
         source = None if resume is None else snapshots.find(resume, self.out)
         held = snapshots.complete(self.out)
         if held and (source is None or source.resolve() != held[-1].resolve()):
             raise FileExistsError(
-                f"{self.out} holds a run up to {held[-1].name}: resume this, or use another folder"
+                f"{self.out} holds a run up to {held[-1].name}: resume it (--resume latest), or use "
+                "another folder"
             )
         if dataset is None:
             dataset = data.ImageDataset(
@@ -119,6 +121,7 @@ class Trainer:
         self.g_ema = copy.deepcopy(self.g).eval().requires_grad_(False)
         self.adapter = Adapter(config, self.device)
         self.path_length_mean = torch.zeros([], device=self.device)
+        self._w_sum = torch.zeros(config.w_dim, device=self.device)
         self.augment: AugmentPipe | None = None
         if config.augment != "none":
             self.augment = AugmentPipe().to(self.device)
@@ -292,15 +295,35 @@ class Trainer:
             self._train(None)
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        snapshots.remove_unfinished(self.out)
         total = round(1000 * self.config.kimg)
-        with Logs(self.out, COLUMNS, self.images_seen, total, self.show) as logs:
+        with (
+            locked(self.out),
+            Logs(self.out, COLUMNS, self.images_seen, total, self.show) as logs,
+        ):
+            snapshots.remove_unfinished(self.out)
+            logs.say(self._outline())
             if self._changes:
                 logs.say(f"resumed with {', '.join(self._changes)}")
+            if self.images_seen >= 1000 * self.config.kimg:
+                logs.say(
+                    f"nothing to do: {self.images_seen} images were seen, kimg is "
+                    f"{self.config.kimg:g}; a larger one (--kimg) continues"
+                )
             if self.step == 0:
                 self._write_grid(logs, "reals", self._shown[0] / 127.5 - 1)
                 self._write_grid(logs, "fakes", self.samples())
             self._train(logs)
+
+    def _outline(self) -> str:
+        """What is trained on what, in a line."""
+        config, dataset = self.config, self.dataset
+        counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (self.g, self.d)]
+        line = (
+            f"{config.network} {config.resolution}×{config.resolution}, G {counts[0]:.1f}M and "
+            f"D {counts[1]:.1f}M parameters, on {self.device}; {len(dataset)} images of {config.data}"
+        )
+        enlarged = getattr(dataset, "enlarged", 0)
+        return f"{line}, {enlarged} of them smaller and enlarged" if enlarged else line
 
     def stop(self) -> None:
         """Let `train` return after this step, in all processes."""
@@ -464,7 +487,7 @@ class Trainer:
                 if value != state["config"].get(name)
             ]
             self._signs = state["signs"]
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: not the state of such a run: {error!r}") from error
 
 

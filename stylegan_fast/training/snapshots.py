@@ -27,6 +27,10 @@ TENSORS = "state.safetensors"
 STATE = "state.json"
 PREFIX = "checkpoint-"
 UNFINISHED = ".unfinished-"
+FIELDS = {
+    "config": dict, "step": int, "images_seen": int, "history": dict, "signs": list, "scaler": dict,
+}  # fmt: skip
+"""Of state.json, besides the version."""
 
 
 def save(
@@ -61,11 +65,22 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         state = json.loads((folder / STATE).read_text())
         tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a checkpoint of a run: {error}") from None
-    if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
-        raise CheckpointError(f"{folder / STATE}: not the state of a run")
+    _check_state(folder / STATE, state)
     return tensors, state
+
+
+def _check_state(path: Path, state: Any) -> None:
+    """CheckpointError unless the state has its fields, of their types."""
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not the state of a run")
+    for name, kind in FIELDS.items():
+        if not isinstance(state.get(name), kind):
+            raise CheckpointError(f"{path}: not the state of a run: {name} is no {kind.__name__}")
+    for name, values in {**state["history"], "signs": state["signs"]}.items():
+        if not isinstance(values, list) or not all(isinstance(v, (int, float)) for v in values):
+            raise CheckpointError(f"{path}: not the state of a run: {name} is no list of numbers")
 
 
 def kimg(images_seen: int) -> str:
