@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": ("stylegan_fast.generation.generate", "images and films from a trained generator"),
     "explore": ("stylegan_fast.generation.explore", "change images along directions in W"),
     "project": ("stylegan_fast.generation.project", "find the latents of a given image"),
+    "metrics": ("stylegan_fast.generation.metrics", "FID and KID of a trained generator"),
     "train": ("stylegan_fast.training.command", "train a generator on a folder or zip of images"),
     "swap": ("stylegan_fast.swap.command", "run another repository's script on these ops"),
     "bench": ("stylegan_fast.benchmarks", "time the ops beside PyTorch's and other formulations"),

@@ -307,6 +307,20 @@ def test_convert(tmp_path, capsys):
         assert torch.equal(again.state_dict()[key], tensor), key
 
 
+def test_names_in_a_file_do_not_reach_the_terminal(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    network = {"class": "stylegan2.Generator", "init_kwargs": {"\x1b[31mz_dim\n": "\x07"}}
+    header = {"format": 1, "networks": {"G": network}, "metadata": {"\x1b]0;": "\x9b"}}
+    path = tmp_path / "hostile.safetensors"
+    save_file({"G.\x1b[2J": torch.zeros(1)}, path, {"stylegan_fast": json.dumps(header)})
+    assert main(["convert", "--show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "\\x1b[31mz_dim\\n=" in shown
+    assert main(["convert", str(path), str(tmp_path / "out")]) == 2
+    assert all(c.isprintable() or c == "\n" for c in shown + capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -380,7 +381,9 @@ def test_perceptual_features_have_unit_length_a_pixel():
 
 
 def command(*arguments):
-    return main([str(argument) for argument in arguments])
+    """On the CPU, as what the tests expect of it, unless they say otherwise."""
+    device = [] if "--device" in arguments else ["--device", "cpu"]
+    return main([*map(str, arguments), *device])
 
 
 def contents(folder):
@@ -421,6 +424,24 @@ def test_generate_from_latents(files, tmp_path):
     assert command(*shared, "--latents", latents, "--outdir", tmp_path / "b") == 0
     a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert [b["latent0000.png"], b["latent0001.png"]] == [a["seed0004.png"], a["seed0009.png"]]
+
+
+def test_generate_from_a_runs_folder(files, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    for name, network in (("000000.008", "labels"), ("000001.000", "stylegan")):
+        folder = run / f"checkpoint-{name}"
+        folder.mkdir(parents=True)
+        shutil.copy(files[network], folder / "networks.safetensors")
+        (folder / "state.json").write_text("{}")
+    assert command("generate", "--network", run, "--outdir", out, "--seeds", "3,7") == 0
+    written = "2 images seedNUMBER.png, grid.png, latents.npz"
+    assert capsys.readouterr().out == f"{out}: {written}\n"
+    shown = np.asarray(Image.open(out / "seed0003.png"))
+    assert command("generate", "--network", files["stylegan"], "--outdir", out, "--seeds", "3") == 0
+    assert np.array_equal(np.asarray(Image.open(out / "seed0003.png")), shown)
+    assert capsys.readouterr().out == f"{out}: 1 image seedNUMBER.png, latents.npz\n"
+    assert command("generate", "--network", out, "--outdir", out, "--seeds", "3") == 2
+    assert f"{out}: holds no checkpoint of a run" in capsys.readouterr().err
 
 
 def test_generate_labels(files, tmp_path):
@@ -568,7 +589,7 @@ def bad(files, tmp_path):
         ("generate --network {stylegan} --seeds 1 --layers 1", "--layers needs --mix or"),
         ("generate --network {stylegan} --seeds 1 --interpolate linear", "a way needs two keys"),
         ("generate --network {stylegan} --seeds 1 --frames 0", "--frames 0 --fps 30: both"),
-        ("generate --network {stylegan} --seeds 1 --device tpu", "--device tpu: "),
+        ("generate --network {stylegan} --seeds 1 --device tpu", "device='tpu': "),
         ("generate --network {stylegan} --latents {text.npz}", "text.npz: it is no .npz file"),
         ("generate --network {stylegan} --latents {nothing.npz}", "nothing.npz: it is no .npz"),
         ("generate --network {stylegan} --latents {words.npz}", "words.npz: it is no .npz file"),
@@ -588,6 +609,10 @@ def bad(files, tmp_path):
         ("project --network {labels} --target {red.png}", "this network has 3 classes: choose"),
         ("project --network {stylegan} --target {none}", "none: No such file"),
         ("project --network {stylegan} --target {text.png}", "text.png: it is no image"),
+        (
+            "project --network {stylegan} --target {red.png} --seed 18446744073709551616",
+            "--seed must not exceed 9223372036854775807",
+        ),
         ("project --network {stylegan} --target {cut.png}", "cut.png: it is no image"),
     ],
 )

@@ -40,7 +40,7 @@ TINY = {
 class Pictures(Dataset):
     """Nine random images of two classes."""
 
-    img_channels, c_dim, name = 3, 2, "pictures"
+    img_channels, c_dim, name, enlarged = 3, 2, "pictures", 0
 
     def __init__(self):
         generator = torch.Generator().manual_seed(5)
@@ -732,6 +732,22 @@ def test_the_command_continues_a_run_with_its_configuration(pictures, tmp_path, 
     state = json.loads((out / "checkpoint-000000.016" / snapshots.STATE).read_text())
     assert state["config"]["channel_base"] == TINY["channel_base"]
     assert state["config"]["kimg"] == 0.016
+
+
+def test_a_run_says_what_it_trains(pictures, tmp_path, capsys):
+    assert command(pictures, tmp_path / "run", config="stylegan2-16", kimg=0.004) == 0
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith("stylegan2 16×16, G 0.0M and D 0.0M parameters, on cpu; 9 images of")
+    assert first.endswith("pictures; 9 files are smaller than 16×16 and enlarged")
+
+
+def test_help_tells_defaults_that_are_not_the_presets(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "thousands of images that D sees (default: 25000)" in text
+    assert "images of a step (default: of --config)" in text
+    assert "from one R1 to the next; 1: in the main update (default: of --config)" in text
 
 
 def test_bad_input_is_one_line_and_status_2(pictures, tmp_path, capsys):

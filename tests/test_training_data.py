@@ -383,6 +383,20 @@ def test_write_zip_leaves_nothing_unfinished(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_in_a_zip_does_not_reach_the_terminal(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "hostile.zip", "w") as archive:
+        archive.writestr("\x1b[2Ja.png", b"no image")
+    assert main(["dataset", str(tmp_path / "hostile.zip"), str(tmp_path / "out.zip")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "\\x1b[2Ja.png: not a known image" in line and line.isprintable()
+
+
+def test_enlarged_files_are_counted(write):
+    files = {"a.png": pixels(0, 8, 8), "b.png": pixels(1, 7, 9), "c.png": pixels(2, 16, 9)}
+    assert ImageDataset(write(files), 8, mirror=True).enlarged == 1
+    assert ImageDataset(write(files), 4).enlarged == 0
+
+
 def test_command(tmp_path, capsys, write):
     labels = labels_of(["x/0.png", 0], ["x/1.png", 1], ["x/2.png", 5])
     files = {"x/0.png": pixels(0, 9, 11), "x/1.png": broken_pixels(), "x/2.png": pixels(2, 8, 8)}

@@ -14,12 +14,13 @@ import torch
 
 pytest.importorskip("PIL", reason="Pillow is in the extra train")
 
+from stylegan_fast.__main__ import main
+from stylegan_fast.checkpoints import load_generator, save_networks
 from stylegan_fast.models.stylegan2 import Generator
 from stylegan_fast.training import metrics
 from stylegan_fast.training.data import ImageDataset, example
 from stylegan_fast.training.metrics import (
     MetricsUnavailableError,
-    evaluate,
     frechet_distance,
     kernel_distance,
     polynomial_mmd,
@@ -125,9 +126,13 @@ def moments(images):
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    path = example(tmp_path_factory.mktemp("data") / "e.zip", 16, count=4)
-    return ImageDataset(path, labels=True)
+def dataset_path(tmp_path_factory):
+    return example(tmp_path_factory.mktemp("data") / "e.zip", 16, count=4)
+
+
+@pytest.fixture(scope="module")
+def dataset(dataset_path):
+    return ImageDataset(dataset_path, labels=True)
 
 
 def test_evaluation_sees_all_data_and_labels_as_they_are_drawn(dataset):
@@ -156,13 +161,13 @@ def test_evaluation_of_a_network_and_of_gray_images(tmp_path):
 
 def test_an_unknown_metric(dataset):
     with pytest.raises(ValueError, match="unknown metric 'is'; there are fid, kid"):
-        evaluate(Copies(dataset), dataset, ["is"])
+        metrics.Evaluation(dataset, ["is"])
 
 
 def test_missing_library_and_weights_are_named(monkeypatch, tmp_path, dataset):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(MetricsUnavailableError, match=r"pip install 'stylegan_fast\[metrics\]'"):
-        evaluate(Copies(dataset), dataset, ["fid"])
+        metrics.Evaluation(dataset, ["fid"])
 
     class Extractor(torch.nn.Module):
         def __init__(self, name, features, feature_extractor_weights_path):
@@ -181,7 +186,44 @@ def test_missing_library_and_weights_are_named(monkeypatch, tmp_path, dataset):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     weights = tmp_path / "checkpoints" / metrics.WEIGHTS
     with pytest.raises(MetricsUnavailableError, match=f"download https://.* to {weights}"):
-        evaluate(Copies(dataset), dataset, ["fid"])
+        metrics.Evaluation(dataset, ["fid"])
     weights.parent.mkdir()
     weights.touch()
-    assert evaluate(Copies(dataset), dataset, ["kid"], num=8).keys() == {"kid"}
+    assert metrics.Evaluation(dataset, ["kid"])(Copies(dataset), num=8).keys() == {"kid"}
+
+
+def test_the_command(monkeypatch, tmp_path, capsys, dataset, dataset_path):
+    monkeypatch.setattr(metrics, "inception", lambda device: moments)
+    torch.manual_seed(0)
+    for c_dim in (4, 2):
+        g = Generator(8, c_dim, 8, 16, 3, {"num_layers": 1}, channel_base=128).eval()
+        save_networks(tmp_path / f"{c_dim}.safetensors", {"G": g})
+
+    def run(network, *more, images="6"):
+        command = ["metrics", "--data", str(dataset_path), "--images", images, *more]
+        return main([*command, "--network", str(tmp_path / f"{network}.safetensors")])
+
+    assert run(4, "--metrics", "fid,kid", "--device", "cpu") == 0
+    g = load_generator(tmp_path / "4.safetensors")
+    expected = metrics.Evaluation(dataset, ["fid", "kid"], features=moments)(g, 6)
+    lines = [f"{name} {value:.6g}" for name, value in expected.items()]
+    assert capsys.readouterr().out.splitlines() == lines
+    for refused, message in (
+        (lambda: run(2), "has 4 classes, the network 2"),
+        (lambda: run(4, images="1"), "--images must be at least 2"),
+        (lambda: run(4, "--metrics", "is"), "unknown metric 'is'"),
+        (lambda: run(4, "--seed", str(2**64)), "--seed must not exceed"),
+    ):
+        assert refused() == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("stylegan_fast metrics: ") and message in line
+
+
+def test_the_command_says_what_is_missing(monkeypatch, tmp_path, capsys, dataset_path):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    g = Generator(8, 0, 8, 16, 3, {"num_layers": 1}, channel_base=128)
+    save_networks(tmp_path / "g.safetensors", {"G": g})
+    command = ["metrics", "--data", str(dataset_path), "--network", str(tmp_path / "g.safetensors")]
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'stylegan_fast[metrics]'" in line

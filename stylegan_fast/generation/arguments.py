@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .._commands import refused
 from ..layers.synthesis import NOISE_MODES
+from ..training.distributed import local_device
+from ..training.metrics import MetricsUnavailableError
 from . import networks, styles
 from .networks import Generator
 
@@ -28,10 +30,16 @@ UNREADABLE = (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--network", metavar="FILE", required=True, help="a checkpoint of any known format"
+        "--network",
+        metavar="FILE",
+        required=True,
+        help="a checkpoint of any known format, or the folder of a training run",
     )
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--outdir", metavar="FOLDER", required=True, help="where the files go")
-    parser.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
     parser.add_argument("--class", dest="label", type=int, metavar="N", help="label of all images")
 
 
@@ -61,7 +69,7 @@ def reported(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Na
     def command(arguments: argparse.Namespace) -> int:
         try:
             run(arguments)
-        except (ValueError, OSError, ModuleNotFoundError) as error:
+        except (ValueError, OSError, ModuleNotFoundError, MetricsUnavailableError) as error:
             return refused(arguments.command, error)
         return 0
 
@@ -69,13 +77,7 @@ def reported(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Na
 
 
 def load_generator(arguments: argparse.Namespace) -> Generator:
-    try:
-        device = torch.device(arguments.device)
-        torch.empty(0, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {arguments.device}: {reason}") from error
-    return networks.load(arguments.network, device)
+    return networks.load(arguments.network, local_device(arguments.device))
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:
@@ -85,6 +87,10 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     except OSError as error:
         raise ValueError(f"--outdir {folder}: {error.strerror}") from error
     return folder
+
+
+def say_written(folder: Path, *names: str) -> None:
+    print(f"{folder}: {', '.join(names)}")
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from .._checks import check_number
 from . import directions, styles
 from .arguments import (
+    add_image_arguments,
     add_latent_arguments,
     add_network_arguments,
     latents,
@@ -17,6 +18,7 @@ from .arguments import (
     load_generator,
     output_folder,
     reported,
+    say_written,
 )
 from .images import grid, render, save_latents, save_png, save_video
 
@@ -29,6 +31,7 @@ directions.npz.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add_network_arguments(parser)
+    add_image_arguments(parser)
     add_latent_arguments(parser)
     parser.add_argument(
         "--method",
@@ -84,12 +87,13 @@ def run(arguments: argparse.Namespace) -> None:
     strengths = torch.linspace(-arguments.range, arguments.range, arguments.steps)
 
     folder = output_folder(arguments)
-    for number, (vector, scale) in enumerate(zip(vectors, scales)):
+    names = [f"direction-{number}.{arguments.format}" for number in range(len(vectors))]
+    for name, vector, scale in zip(names, vectors, scales):
         columns = []
         for strength in strengths.to(scale):
             edited = directions.edit(ws, vector, strength * scale, chosen)
             columns.append(np.stack(list(render(generator, edited, arguments.noise_mode))))
-        path = folder / f"direction-{number}.{arguments.format}"
+        path = folder / name
         if arguments.format == "png":
             cells = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
             save_png(path, grid(cells, columns=len(columns)))
@@ -105,3 +109,4 @@ def run(arguments: argparse.Namespace) -> None:
         strengths=strengths,
         ws=ws,
     )
+    say_written(folder, *names, "directions.npz")

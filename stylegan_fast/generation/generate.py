@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import styles
 from .arguments import (
+    add_image_arguments,
     add_latent_arguments,
     add_network_arguments,
     latents,
@@ -19,6 +20,7 @@ from .arguments import (
     numbers,
     output_folder,
     reported,
+    say_written,
     seeded,
 )
 from .images import grid, render, save_latents, save_png, save_video
@@ -34,6 +36,7 @@ to latents.npz, which --latents reads.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add_network_arguments(parser)
+    add_image_arguments(parser)
     add_latent_arguments(parser)
     parser.add_argument(
         "--mix",
@@ -97,9 +100,12 @@ def _images(
     for seed, image in zip(seeds, render(generator, ws, arguments.noise_mode, seeds)):
         save_png(folder / f"{name}{seed:04d}.png", image)
         pixels.append(image)
+    names = [f"{len(pixels)} image{'s' * (len(pixels) > 1)} {name}NUMBER.png", "latents.npz"]
     if len(pixels) > 1:
         save_png(folder / "grid.png", grid(np.stack(pixels), columns=_square(len(pixels))))
+        names.insert(1, "grid.png")
     save_latents(folder / "latents.npz", seeds=seeds, z=z, ws=ws)
+    say_written(folder, *names)
 
 
 def _mix(
@@ -129,6 +135,7 @@ def _mix(
         layers=mixed,
         ws=torch.cat(mixtures),
     )
+    say_written(folder, "mix.png", "latents.npz")
 
 
 def _interpolate(
@@ -152,8 +159,10 @@ def _interpolate(
     ws = styles.truncate(generator, ws, arguments.psi, arguments.cutoff)
     folder = output_folder(arguments)
     frames = render(generator, ws, arguments.noise_mode)
-    save_video(folder / f"interpolation.{arguments.format}", frames, arguments.fps)
+    film = f"interpolation.{arguments.format}"
+    save_video(folder / film, frames, arguments.fps)
     save_latents(folder / "latents.npz", ws=ws)
+    say_written(folder, film, "latents.npz")
 
 
 def _square(count: int) -> int:

@@ -4,6 +4,7 @@ w_dim, num_ws, img_resolution, img_channels, mapping(z, c) with w_avg, synthesis
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,12 @@ from ..models import rosinality, stylegan, stylegan2
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Generator:
-    """The generator of a checkpoint of any known format, in evaluation mode and not trainable."""
+    """The generator of a checkpoint of any known format, or of the last one of a training run's
+    folder, in evaluation mode and not trainable."""
+    if os.path.isdir(path):
+        from ..training import snapshots  # needs safetensors, which other formats do not
+
+        path = snapshots.find(os.fspath(path), Path(path)) / snapshots.NETWORKS
     network = load_generator(path, device)
     if isinstance(network, rosinality.Generator):
         network = Rosinality(network).eval().requires_grad_(False)

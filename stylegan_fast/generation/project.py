@@ -10,8 +10,18 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from .._checks import as_int
+from ..training.config import LARGEST_SEED
 from . import projection, styles
-from .arguments import NOISE, add_network_arguments, load_generator, output_folder, reported
+from .arguments import (
+    NOISE,
+    add_image_arguments,
+    add_network_arguments,
+    load_generator,
+    output_folder,
+    reported,
+    say_written,
+)
 from .images import grid, read_image, render, save_latents, save_png, save_video, to_uint8
 
 EPILOG = """
@@ -27,6 +37,7 @@ FRAMES, FPS = 100, 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add_network_arguments(parser)
+    add_image_arguments(parser)
     parser.add_argument("--target", metavar="IMAGE", required=True, help="what to project")
     parser.add_argument(
         "--space",
@@ -59,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--lr {arguments.lr:g} must be positive")
     if arguments.steps < 1:
         raise ValueError(f"--steps {arguments.steps} must be at least 1")
+    as_int("--seed", arguments.seed, 0, LARGEST_SEED)
     generator = load_generator(arguments)
     like = generator.mapping.w_avg
     target = read_image(arguments.target, generator.img_resolution, generator.img_channels)
@@ -93,7 +105,10 @@ def run(arguments: argparse.Namespace) -> None:
     save_png(folder / "comparison.png", grid(pixels, columns=2))
     noises = {NOISE + name: noise for name, noise in found.noises.items()}
     save_latents(folder / "projection.npz", ws=found.ws, losses=found.losses, **noises)
+    names = ["target.png", "projection.png", "comparison.png", "projection.npz"]
     if arguments.format is not None:
         ws = torch.cat(history[:: max(1, arguments.steps // FRAMES)])
         frames = render(generator, ws.expand(-1, generator.num_ws, -1))
-        save_video(folder / f"projection.{arguments.format}", frames, FPS)
+        names.append(f"projection.{arguments.format}")
+        save_video(folder / names[-1], frames, FPS)
+    say_written(folder, *names)

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._commands import refused
 from . import snapshots
-from .config import CHOICES, TrainingConfig, field_types, preset
+from .config import CHOICES, TrainingConfig, defaults, field_types, preset
 from .distributed import from_environment, local_device
 from .loop import NonFiniteLossError, Trainer
 from .metrics import MetricsUnavailableError
@@ -40,10 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     settings = parser.add_argument_group("settings")
-    types = field_types()
+    types, shared = field_types(), defaults()
     for field in dataclasses.fields(TrainingConfig):
         kind, _ = types[field.name]
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.metadata["help"]}
+        text = field.metadata["help"]
+        if field.name not in shared:
+            text += " (default: of --config)"
+        elif kind is not bool and shared[field.name] not in ("", None):
+            text += f" (default: {shared[field.name]})"
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif field.name in CHOICES:

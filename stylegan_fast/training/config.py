@@ -52,7 +52,9 @@ class TrainingConfig:
     channel_max: int = _option(512, "most channels of a layer")
     mbstd_group: int = _option(4, "samples in a group of the minibatch standard deviation")
     progressive: bool = _option(False, "grow from 8×8, fading resolutions in (stylegan)")
-    fade_kimg: float = _option(600, "progressive: duration of a fade, and of the rest after it")
+    fade_kimg: float = _option(
+        600, "progressive: thousands of images of a fade, and of the rest after it"
+    )
 
     loss: str = _option("logistic", "adversarial loss")
     r1_gamma: float = _option(10, "weight of R1")
@@ -67,9 +69,11 @@ class TrainingConfig:
     augment_p: float = _option(0.0, "probability of an augmentation; with ada, at the start")
     ada_target: float = _option(0.6, "ada: wanted mean sign of the real logits")
     ada_interval: int = _option(4, "ada: steps from one adjustment to the next")
-    ada_kimg: float = _option(500, "ada: time in which the probability may change by 1")
+    ada_kimg: float = _option(
+        500, "ada: thousands of images in which the probability may change by 1"
+    )
 
-    kimg: float = _option(25000, "length of the training")
+    kimg: float = _option(25000, "length of the training, in thousands of images that D sees")
     batch: int = _option(32, "images of a step")
     micro_batch: int | None = _option(
         None, "images of one backward pass (default: the batch divided by the processes)"
@@ -78,14 +82,14 @@ class TrainingConfig:
     d_lr: float = _option(0.0025, "learning rate of D")
     beta1: float = _option(0.0, "Adam's first decay")
     beta2: float = _option(0.99, "Adam's second decay")
-    ema_kimg: float = _option(10, "half-life of the weights' average")
+    ema_kimg: float = _option(10, "half-life of the weights' average, in thousands of images")
     ema_rampup: float | None = _option(0.05, "largest half-life as a part of the time so far")
     seed: int = _option(0, "of everything that is drawn")
 
     precision: str = _option("float32", "type of the activations at high resolutions")
     channels_last: bool = _option(False, "NHWC memory in 16-bit blocks (stylegan: in D)")
 
-    tick_kimg: float = _option(4, "from one line of the logs to the next")
+    tick_kimg: float = _option(4, "thousands of images from one line of the logs to the next")
     snapshot_ticks: int = _option(50, "ticks from one checkpoint and grid of samples to the next")
     keep: int = _option(0, "newest checkpoints to keep; 0: all")
     metrics: str = _option("", "of every checkpoint, separated by commas: fid, kid")
@@ -201,6 +205,14 @@ def preset(name: str, **overrides: Any) -> TrainingConfig:
     if "r1_gamma" not in merged:
         merged["r1_gamma"] = 0.0002 * size**2 / merged["batch"]
     return TrainingConfig.from_json(merged)
+
+
+def defaults() -> dict[str, Any]:
+    """The values that all presets share, by the names of the fields."""
+    sizes = [2**k for k in range(3, 11)]
+    presets = [preset(f"{network}-{size}").as_json() for network in NETWORKS for size in sizes]
+    first, *others = presets
+    return {k: v for k, v in first.items() if all(other[k] == v for other in others)}
 
 
 def micro_batch(config: TrainingConfig, processes: int) -> int:

@@ -66,9 +66,9 @@ class ImageDataset(Dataset):
         of all files are read here. An image whose pixels turn out to be broken only when they are
         read raises then, or the next good one stands in for it, with the label of that one.
 
-    `enlarged` counts files with a side shorter than the resolution.
     img_channels is 1 if most images are gray, else 3; the others are converted, 16 bits to 8, and
-    what is transparent lies on white.
+    what is transparent lies on white. `enlarged` counts the files with a side shorter than the
+    resolution.
     """
 
     def __init__(

@@ -93,8 +93,8 @@ class Trainer:
         held = snapshots.complete(self.out)
         if held and (source is None or source.resolve() != held[-1].resolve()):
             raise FileExistsError(
-                f"{self.out} holds a run up to {held[-1].name}: resume it (--resume latest), or use "
-                "another folder"
+                f"{self.out} holds a run up to {held[-1].name}: resume it (--resume latest), "
+                "or use another folder"
             )
         if dataset is None:
             dataset = data.ImageDataset(
@@ -317,13 +317,13 @@ class Trainer:
     def _outline(self) -> str:
         """What is trained on what, in a line."""
         config, dataset = self.config, self.dataset
-        counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (self.g, self.d)]
-        line = (
-            f"{config.network} {config.resolution}×{config.resolution}, G {counts[0]:.1f}M and "
-            f"D {counts[1]:.1f}M parameters, on {self.device}; {len(dataset)} images of {config.data}"
-        )
-        enlarged = getattr(dataset, "enlarged", 0)
-        return f"{line}, {enlarged} of them smaller and enlarged" if enlarged else line
+        g, d = (sum(p.numel() for p in net.parameters()) / 1e6 for net in (self.g, self.d))
+        size = f"{config.resolution}×{config.resolution}"
+        line = f"{config.network} {size}, G {g:.1f}M and D {d:.1f}M parameters, on {self.device}; "
+        line += f"{len(dataset)} images of {dataset.name}"
+        if dataset.enlarged:
+            line += f"; {dataset.enlarged} files are smaller than {size} and enlarged"
+        return line
 
     def stop(self) -> None:
         """Let `train` return after this step, in all processes."""

@@ -135,17 +135,6 @@ class Evaluation:
         return torch.cat(features)
 
 
-def evaluate(
-    generator: Any,
-    dataset: ImageDataset,
-    names: Sequence[str],
-    device: torch.device | str = "cpu",
-    num: int = 50_000,
-) -> dict[str, float]:
-    """{name: value} of "fid" and "kid". MetricsUnavailableError says what is missing."""
-    return Evaluation(dataset, names, device)(generator, num)
-
-
 def inception(device: torch.device | str = "cpu") -> Features:
     """Features [N, 2048] of the Inception network. Nothing is downloaded."""
     try:
