@@ -701,7 +701,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(pictures, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_step_and_saves(pictures, tmp_path, monkeypatch, capsys, number):
+def test_a_signal_ends_the_step_and_saves(pictures, tmp_path, monkeypatch, capfd, number):
     out = tmp_path / "run"
     update = Trainer._update
 
@@ -714,7 +714,8 @@ def test_a_signal_ends_the_step_and_saves(pictures, tmp_path, monkeypatch, capsy
     before = signal.getsignal(number)
     assert command(pictures, out) == 128 + number
     assert signal.getsignal(number) is before
-    last_line = capsys.readouterr().err.splitlines()[-1]
+    *lines, last_line = capfd.readouterr().err.splitlines()
+    assert "stopping after this step; once more: at once, without saving" in lines
     assert "stopped after 12 images" in last_line and "--resume latest" in last_line
     assert snapshots.complete(out)[-1].name == "checkpoint-000000.012"
 

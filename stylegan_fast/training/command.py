@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ Files of a run: log.csv, TensorBoard events, reals-*.png, fakes-KIMG.png (the sa
 time), checkpoint-KIMG/. Several processes: torchrun --nproc-per-node=2 -m stylegan_fast train ...
 Ctrl-C finishes the step, saves and exits with status 130.
 """
+STDERR = 2
+STOPPING = b"\nstopping after this step; once more: at once, without saving\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +91,7 @@ def _train(trainer: Trainer) -> int:
         received.append(number)
         if trainer.world.size == 1:
             signal.signal(number, previous[number])
+            os.write(STDERR, STOPPING)  # print is not reentrant
         trainer.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
