@@ -104,7 +104,8 @@ def load_networks(
 
 
 def load_generator(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn.Module:
-    """The generator to make images with, G_ema or else G, in evaluation mode and not trainable."""
+    """The generator to make images with, G_ema or else G, in evaluation mode and not trainable.
+    CheckpointError as `load_networks`, or where the file holds none."""
     contents = read(path)
     names = [name for name in ("G_ema", "G") if name in contents.networks]
     if not names:

@@ -65,7 +65,8 @@ def read(path: Path) -> Contents:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata given to `save_networks`, without reading a tensor."""
+    """The metadata given to `save_networks`, without reading a tensor; CheckpointError for a file
+    that is not its."""
     module = _safetensors()
     try:
         with module.safe_open(path, framework="pt") as file:

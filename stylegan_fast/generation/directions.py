@@ -41,7 +41,8 @@ def find(
     seed: int = 0,
 ) -> Directions:
     """`count` directions. SeFa looks at the rows `layers` (None: all). The statistics are of
-    `samples` latents w, all of the label c [1, c_dim]."""
+    `samples` latents w, all of the label c [1, c_dim]. ValueError for an unknown method or layer,
+    no or more than w_dim directions, or less than two samples."""
     check_choice("method", method, METHODS)
     if not 1 <= count <= generator.w_dim:
         raise ValueError(f"{count=} must be between 1 and w_dim={generator.w_dim}")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..training import data
-from ..training.pictures import grid, picture, to_uint8
+from ..training.pictures import grid, picture, scaled, to_uint8
 from .networks import Generator
 
 __all__ = [
@@ -42,7 +42,8 @@ def save_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
 
 
 def save_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float = 30) -> None:
-    """Frames [H, W, C] as a GIF that repeats, or as H.264, by the name's ending."""
+    """Frames uint8 [H, W, C] as a GIF that repeats, or as H.264, by the name's ending; ValueError
+    for another ending, or where ffmpeg is missing or fails."""
     path = Path(path)
     if path.suffix == ".gif":
         pictures = [picture(frame) for frame in frames]
@@ -98,7 +99,7 @@ def read_image(path: str | os.PathLike[str], resolution: int, channels: int) -> 
         reason = getattr(error, "strerror", None) or "it is no image that can be read"
         raise ValueError(f"{path}: {reason}") from error
     x = torch.tensor(pixels).reshape(1, resolution, resolution, channels)
-    return x.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return scaled(x.permute(0, 3, 1, 2))
 
 
 def save_latents(path: str | os.PathLike[str], **arrays: Tensor | Sequence | None) -> None:

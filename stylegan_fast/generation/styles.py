@@ -21,7 +21,8 @@ LARGEST_SEED = 2**32 - 1
 
 
 def z_of_seeds(generator: Generator, seeds: Sequence[int]) -> Tensor:
-    """z [len(seeds), z_dim] ~ N(0, 1); a seed gives the latent it gives in the originals."""
+    """z [len(seeds), z_dim] ~ N(0, 1); a seed gives the latent it gives in the originals.
+    ValueError for one that is not between 0 and LARGEST_SEED."""
     for seed in seeds:
         if not 0 <= seed <= LARGEST_SEED:
             raise ValueError(f"seed {seed} must be between 0 and {LARGEST_SEED}")
@@ -31,13 +32,17 @@ def z_of_seeds(generator: Generator, seeds: Sequence[int]) -> Tensor:
 
 
 def labels(generator: Generator, samples: int, label: int | None) -> Tensor | None:
-    """One-hot c [samples, c_dim] of a class, None for an unconditional generator."""
+    """One-hot c [samples, c_dim] of a class, None for an unconditional generator; ValueError where
+    the generator has no such class, or needs one."""
     if generator.c_dim == 0:
         if label is not None:
             raise ValueError(f"class {label}: this network has no classes")
         return None
     if label is None:
-        raise ValueError(f"this network has {generator.c_dim} classes: choose one")
+        raise ValueError(
+            f"this network has {generator.c_dim} classes: choose one (--class 0 to "
+            f"{generator.c_dim - 1})"
+        )
     if not 0 <= label < generator.c_dim:
         raise ValueError(f"class {label}: this network has the classes 0 to {generator.c_dim - 1}")
     c = torch.zeros(samples, generator.c_dim).to(generator.mapping.w_avg)
@@ -46,7 +51,8 @@ def labels(generator: Generator, samples: int, label: int | None) -> Tensor | No
 
 
 def truncate(generator: Generator, ws: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
-    """w_avg + psi · (ws - w_avg) in the first `cutoff` rows (None: in all)."""
+    """w_avg + psi · (ws - w_avg) in the first `cutoff` rows (None: in all); ValueError unless psi
+    is finite and there are so many rows."""
     psi = check_number("psi", psi)
     if cutoff is None:
         cutoff = generator.num_ws
@@ -67,7 +73,7 @@ def check_layers(generator: Generator, layers: Sequence[int]) -> list[int]:
 
 def mix(generator: Generator, ws: Tensor, other: Tensor, layers: Sequence[int]) -> Tensor:
     """ws with the rows `layers` of `other`, both [N, num_ws, w_dim]: the first layers, the coarse
-    ones, bring pose and shape, the last colour and texture."""
+    ones, bring pose and shape, the last colour and texture. ValueError for a layer that is none."""
     mixed = ws.clone()
     rows = check_layers(generator, layers)
     mixed[:, rows] = other[:, rows]
@@ -83,6 +89,7 @@ def interpolate(keys: Tensor, frames: int, path: str = "linear", loop: bool = Tr
 
     keys [K, ..., D] -> [frames · S, ..., D] over the S = K segments of a loop, otherwise
     [frames · S + 1, ..., D] with S = K - 1. The last dimension is the one of the vectors.
+    ValueError for an unknown path, less than two keys or no frames.
     """
     check_choice("path", path, PATHS)
     count = keys.shape[0]

@@ -50,6 +50,7 @@ class AugmentPipe(nn.Module):
     name or as in STRENGTHS. The buffer `p` is 0 at first; at 0 the images come back as they are.
 
     Differentiable to every order in the images. float16 and bfloat16 are computed in float32.
+    TypeError for an unknown strength, ValueError for a negative one and for images of other sizes.
     """
 
     p: Tensor

@@ -135,6 +135,7 @@ class TrainingConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrainingConfig:
+        """What `as_json` was of; ValueError for other fields, or other types of values."""
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise ValueError(f"unknown fields of a training configuration: {', '.join(unknown)}")
@@ -177,7 +178,8 @@ def preset(name: str, **overrides: Any) -> TrainingConfig:
 
     From 128 on widths, batch, learning rates and the weight of R1 are those published or what the
     originals derive from resolution and batch. Up to 64 the networks are small and their averages
-    quick: two thousand images are a matter of minutes on a laptop's CPU.
+    quick: two thousand images are a matter of minutes on a laptop's CPU. ValueError names what is
+    wrong.
     """
     network, separator, resolution = name.rpartition("-")
     if network not in NETWORKS or not separator or not resolution.isdecimal():

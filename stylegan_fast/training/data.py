@@ -296,7 +296,8 @@ def pixels(image: Image.Image, side: int, channels: int) -> np.ndarray:
 
 
 def example(path: str | os.PathLike, resolution: int = 32, count: int = 512, seed: int = 0) -> Path:
-    """Writes a zip of `count` random crops of photographs, the photograph being the class."""
+    """Writes a zip of `count` random crops of photographs, the photograph being the class.
+    ValueError for a resolution that is no power of two up to 256; else as `write_zip`."""
     _check_resolution(resolution, 256)
     as_int("count", count, 1)
     try:
@@ -323,7 +324,8 @@ def example(path: str | os.PathLike, resolution: int = 32, count: int = 512, see
 
 
 def write_zip(path: str | os.PathLike, items: Iterable[tuple[Image.Image, Any]]) -> Path:
-    """Writes (image, label or None) in this module's layout; the file appears when complete."""
+    """Writes (image, label or None) in this module's layout; the file appears when complete.
+    DatasetError unless the path is new, in an existing folder, and ends in .zip."""
     path = Path(path)
     if path.suffix != ".zip":
         raise DatasetError(f"{path}: the name of the new dataset must end in .zip")

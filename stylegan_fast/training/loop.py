@@ -33,6 +33,7 @@ from .logs import Logs, save_grid
 from .losses import LOSSES
 from .metrics import Evaluation
 from .networks import Adapter, build, load_weights
+from .pictures import scaled
 from .regularizers import lazy_adam, path_length_penalty, r1_penalty
 
 UPDATES = ("g", "path_length", "d", "r1")
@@ -242,7 +243,7 @@ class Trainer:
         return self.adapter.logits(self.d, images, c)
 
     def _prepared(self, images: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        images = images.to(self.device, non_blocking=True).float() / 127.5 - 1
+        images = scaled(images.to(self.device, non_blocking=True))
         return self.adapter.real(images), c.to(self.device, non_blocking=True)
 
     def _seed(self, update: str, k: int) -> None:
@@ -310,7 +311,7 @@ class Trainer:
                     f"{self.config.kimg:g}; a larger one (--kimg) continues"
                 )
             if self.step == 0:
-                self._write_grid(logs, "reals", self._shown[0] / 127.5 - 1)
+                self._write_grid(logs, "reals", scaled(self._shown[0]))
                 self._write_grid(logs, "fakes", self.samples())
             self._train(logs)
 

@@ -1,7 +1,9 @@
 """Adversarial losses, as functions of the discriminator's logits.
 
 d_loss(real_logits, fake_logits) and g_loss(fake_logits) are scalars to be minimised, the means over
-the samples, finite wherever the logits are. Differentiable to any order.
+the samples, finite wherever the logits are, which may have any shape. Differentiable to any order.
+The first two are Goodfellow et al.'s (Generative Adversarial Nets, 2014), hinge is Lim and Ye's
+(Geometric GAN, 2017).
 """
 
 from __future__ import annotations

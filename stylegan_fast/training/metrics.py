@@ -1,7 +1,8 @@
-"""Distances between the features of generated and of real images: FID and KID.
+"""Distances between the features of generated and of real images: FID (Heusel et al., GANs Trained
+by a Two Time-Scale Update Rule, 2017) and KID (Bińkowski et al., Demystifying MMD GANs, 2018).
 
-The formulas are here; the features are those of the Inception network that every published figure
-uses, from torch-fidelity.
+The formulas are here, in float64; the features are those of the Inception network that every
+published figure uses, from torch-fidelity. ValueError for fewer than two images.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .._checks import as_int
 from .data import ImageDataset
+from .pictures import quantized
 
 Features = Callable[[Tensor], Tensor]
 """uint8 [N, 3, H, W] -> [N, d]"""
@@ -73,7 +75,10 @@ DISTANCES = {"fid": frechet_distance, "kid": kernel_distance}
 
 
 class Evaluation:
-    """Metrics of generators against all images of one dataset, whose features are taken once."""
+    """Metrics of generators against all images of one dataset, whose features are taken once.
+
+    ValueError for a name that is not in DISTANCES; MetricsUnavailableError says what is missing.
+    """
 
     def __init__(
         self,
@@ -113,7 +118,7 @@ class Evaluation:
             c = torch.stack([self.dataset.label(i) for i in chosen])
             ws = generator.mapping(z.to(self.device), c.to(self.device))
             images = generator.synthesis(ws, noise_mode="const")
-            yield (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+            yield quantized(images)
 
     def _features(self, images: Iterable[Tensor]) -> Tensor:
         """Of uint8 images in any number at a time, taken in batches."""

@@ -17,7 +17,7 @@ from ..weight_gradients import no_weight_gradients
 
 def r1_penalty(images: Tensor, logits: Tensor, gamma: float) -> Tensor:
     """gamma/2 · E‖∇ₓ Σ D(x)‖², the real images x [N, C, H, W] requiring a gradient and logits =
-    D(x)."""
+    D(x) (Mescheder et al., Which Training Methods for GANs do actually Converge?, 2018)."""
     with no_weight_gradients():
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gamma / 2 * gradient.square().sum(dim=[1, 2, 3]).mean()
