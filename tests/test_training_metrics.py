@@ -174,6 +174,8 @@ def test_missing_library_and_weights_are_named(monkeypatch, tmp_path, dataset):
             super().__init__()
             assert features == ["2048"]
             assert Path(feature_extractor_weights_path) == weights
+            if weights.read_bytes() == b"damaged":
+                raise EOFError
 
         def forward(self, images):
             return (moments(images),)
@@ -188,7 +190,10 @@ def test_missing_library_and_weights_are_named(monkeypatch, tmp_path, dataset):
     with pytest.raises(MetricsUnavailableError, match=f"download https://.* to {weights}"):
         metrics.Evaluation(dataset, ["fid"])
     weights.parent.mkdir()
-    weights.touch()
+    weights.write_bytes(b"damaged")
+    with pytest.raises(MetricsUnavailableError, match=f"{weights} does not hold the weights of"):
+        metrics.Evaluation(dataset, ["fid"])
+    weights.write_bytes(b"")
     assert metrics.Evaluation(dataset, ["kid"])(Copies(dataset), num=8).keys() == {"kid"}
 
 

@@ -154,9 +154,15 @@ def inception(device: torch.device | str = "cpu") -> Features:
         raise MetricsUnavailableError(
             f"fid and kid need the weights of Inception: download {SOURCE} to {weights}"
         )
-    network = FeatureExtractorInceptionV3(
-        "inception", ["2048"], feature_extractor_weights_path=str(weights)
-    ).to(device)
+    try:
+        network = FeatureExtractorInceptionV3(
+            "inception", ["2048"], feature_extractor_weights_path=str(weights)
+        )
+    except Exception as error:  # torch.load raises whatever it stumbles over
+        raise MetricsUnavailableError(
+            f"{weights} does not hold the weights of Inception: download it again from {SOURCE}"
+        ) from error
+    network.to(device)
     return lambda images: network(images)[0]
 
 
