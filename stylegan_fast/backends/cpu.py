@@ -234,9 +234,8 @@ def conv2d_forward(
 def fresh(y: torch.Tensor) -> torch.Tensor:
     """y, about to be written for the first time by something else than the kernels, which ask for
     huge pages themselves."""
-    module, _ = native.load()
-    if module is not None and y.device.type == "cpu":
-        module.want_huge_pages(y.data_ptr(), y.nbytes)
+    if native.load()[0] is not None and y.device.type == "cpu":
+        native.module().want_huge_pages(y.data_ptr(), y.nbytes)
     return y
 
 
@@ -250,7 +249,7 @@ def conv2d_weight_gradient(
 ) -> None:
     if conv.up_x > 1:
         # <dy, C(x)> = <C'(dy), x>: the same sum with the parts of x and dy exchanged.
-        conv = conv.adjoint(*x.shape[2:], (dw.shape[3], dw.shape[2]))
+        conv = conv.adjoint(x.shape[2], x.shape[3], (dw.shape[3], dw.shape[2]))
         x, dy, pre, post, dw = dy, x, post, pre, dw.transpose(0, 1)
     native.module().cpu_conv2d_weight_gradient(
         conv2d(x, dw, dy, conv),

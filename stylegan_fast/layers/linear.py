@@ -51,8 +51,8 @@ class FullyConnectedLayer(nn.Module):
         if self.bias is None:
             y = linear(rows * self.weight_gain, weight)
         else:
-            bias, gains = self.bias.to(x.dtype), {"alpha": self.weight_gain, "beta": self.bias_gain}
-            y = torch.addmm(bias, rows, weight.t(), **gains)
+            bias, alpha, beta = self.bias.to(x.dtype), self.weight_gain, self.bias_gain
+            y = torch.addmm(bias, rows, weight.t(), alpha=alpha, beta=beta)
         if self.activation != "linear":
             y = bias_act(y, act=self.activation)
         return y.reshape(*x.shape[:-1], self.out_features)

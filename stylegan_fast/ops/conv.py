@@ -110,6 +110,7 @@ def _is_product(x: torch.Tensor, weight_shape: torch.Size, conv: Fir) -> bool:
     return whole and few and x.device.type == "cpu"
 
 
+@torch.no_grad()  # an exported program calls the operators alone, where PyTorch still records
 def _product(x: torch.Tensor, w: torch.Tensor, pre: torch.Tensor | None) -> torch.Tensor:
     """C(pre ⊙ x), with a weight for each sample and so without a scaled image."""
     w = w[:, :, 0, 0].expand(x.shape[0], -1, -1)
