@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "loading one executes the code inside",
     )
     running.add_argument(
+        "--device",
+        choices=["cpu"],
+        help="answer requests for a CUDA device by the CPU, for scripts that know no other",
+    )
+    running.add_argument(
         "-m",
         dest="module",
         nargs=argparse.REMAINDER,
@@ -51,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _fail("swap run needs a script, or -m and a module")
     if arguments.script and not os.path.isfile(arguments.script[0]):
         return _fail(f"there is no file {arguments.script[0]}")
-    hook.install(pickles=arguments.pickles)
+    hook.install(pickles=arguments.pickles, device=arguments.device)
     try:
         if arguments.module:
             sys.argv = arguments.module

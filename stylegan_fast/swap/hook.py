@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import FunctionType, ModuleType
 
-from . import known, patching, state
+from . import known, patching, spawning, state
 from .report import Report
 
 
@@ -26,6 +26,9 @@ class _Loader(SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
+        from . import bygone  # not before: it imports PyTorch
+
+        bygone.supply()
 
         def missing(name: str) -> None:
             if not name.startswith("__"):
@@ -46,6 +49,10 @@ class _Replacements(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        if name in spawning.STARTERS:
+            importlib.import_module(spawning.PREPARATION)
+            spawning.follow()
+            return None
         try:
             file = known.replacement(name, path or ())
         except known.UnknownVariantError as why:
@@ -79,7 +86,7 @@ class _Packages(importlib.abc.MetaPathFinder):
 _FINDERS = (_Replacements(), _Packages())
 
 
-def install(*, pickles: bool = False) -> Report:
+def install(*, pickles: bool = False, device: str | None = None) -> Report:
     """Route other StyleGAN repositories' ops through this library, from here on.
 
     Their modules that are imported later are supplied by this library instead; of those imported
@@ -89,8 +96,13 @@ def install(*, pickles: bool = False) -> Report:
     pickles: also supply what NVlabs' network pickles import, where their repository is absent. To
     load such a file is to execute the code it contains; `checkpoints.load_networks` does not.
 
-    Returns the report, which grows with what is imported.
+    device: 'cpu' answers this thread's requests for a CUDA device by the CPU, for scripts that know
+    no other device. None leaves devices alone.
+
+    Returns the report, which grows with what is imported. ValueError for another device.
     """
+    if device not in (None, "cpu"):
+        raise ValueError(f"device={device!r} must be 'cpu' or None")
     state.pickles = state.pickles or pickles
     if not state.installed:
         state.installed = True
@@ -101,9 +113,16 @@ def install(*, pickles: bool = False) -> Report:
             for name, module in list(sys.modules.items()):
                 if known.families(name) and isinstance(module, ModuleType):
                     _replace_in_place(name, module)
+            if any(name in sys.modules for name in spawning.STARTERS):
+                spawning.follow()
         except BaseException:
             uninstall()
             raise
+    if device == "cpu":
+        from . import device as devices
+
+        state.device = device
+        devices.enter()
     return state.report
 
 
@@ -116,9 +135,12 @@ def uninstall() -> Report:
     """
     report = Report()
     patching.restore()
+    if "stylegan_fast.swap.device" in sys.modules:
+        sys.modules["stylegan_fast.swap.device"].leave()
     if not state.installed:
         return report
     state.installed = state.pickles = False
+    state.device = None
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in _FINDERS]
     supplied = {name: module for name, module in list(sys.modules.items()) if _supplied(module)}
     for name in supplied:

@@ -15,6 +15,7 @@ class Patch(NamedTuple):
     new: Any
 
 
+_ABSENT = object()
 _patches: list[Patch] = []
 
 
@@ -24,7 +25,7 @@ def set_global(owner: dict[str, Any], name: str, new: Any) -> None:
 
 
 def set_attribute(owner: type, name: str, new: Any) -> None:
-    _patches.append(Patch(owner, name, owner.__dict__[name], new))
+    _patches.append(Patch(owner, name, owner.__dict__.get(name, _ABSENT), new))
     setattr(owner, name, new)
 
 
@@ -58,4 +59,7 @@ def restore() -> None:
             if owner.get(name) is new:
                 owner[name] = original
         elif owner.__dict__.get(name) is new:
-            setattr(owner, name, original)
+            if original is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)

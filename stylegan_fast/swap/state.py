@@ -6,4 +6,5 @@ from .report import Report
 
 installed = False
 pickles = False
+device: str | None = None
 report = Report()
