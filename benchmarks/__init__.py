@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATH",
         help="a checkout to time beside ours (stylegan2-ada-pytorch, stylegan3, "
-        "rosinality/stylegan2-pytorch or a derivative); may be repeated",
+        "rosinality/stylegan2-pytorch or a derivative), and its networks with stylegan_fast.swap "
+        "beside themselves (also eg3d/eg3d, R3GAN, pixel2style2pixel); may be repeated",
     )
     parser.add_argument("--out", default="bench-out", metavar="DIR", help="default %(default)s")
     parser.add_argument(

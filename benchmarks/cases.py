@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,11 +53,13 @@ LEVELS = {
     "user": ("forward", "forward+backward", "double backward"),
     "network": ("forward", "CUDA graph"),
     "training": ("D", "D + R1", "G", "G + path length"),
+    "repository": ("G forward", "training step"),
 }
 """The modes of each level. A kernel writes into tensors that exist; a user calls the public
-function or a layer; a network makes images or judges them; a training step runs both."""
+function or a layer; a network makes images or judges them; a training step runs both, of ours or
+of another repository."""
 
-OPS = ("bias_act", "upfirdn2d", "adain", "photographs", "layers", "networks", "training")
+OPS = ("bias_act", "upfirdn2d", "adain", "photographs", "layers", "networks", "training", "swap")
 MODES = tuple(dict.fromkeys(mode for modes in LEVELS.values() for mode in modes))
 
 
@@ -77,7 +80,7 @@ class Case:
         return "x".join(map(str, self.shape))
 
     def __str__(self) -> str:
-        level = "" if self.level in ("network", "training") else f"{self.level} "
+        level = "" if self.level in ("network", "training", "repository") else f"{self.level} "
         case = f"{self.shape_name} {self.dtype} {self.layout} {level}{self.mode}"
         return f"{self.op} {self.variant} {case}" if self.variant else f"{self.op} {case}"
 
@@ -349,9 +352,11 @@ def _dtypes(size: str, device_type: str) -> list[str]:
     return ["float32", "bfloat16", "float16"][: 1 if size == "quick" else 3]
 
 
-def select(arguments: argparse.Namespace, device_type: str) -> list[Case]:
-    """The cases of a size (quick, default or full). A filter chooses among everything there is;
-    what no filter names stays as the size has it."""
+def select(
+    arguments: argparse.Namespace, device_type: str, of_peers: Sequence[Case] = ()
+) -> list[Case]:
+    """The cases of a size (quick, default or full), and those of the peers. A filter chooses among
+    everything there is; what no filter names stays as the size has it."""
     size = "full" if arguments.full else "quick" if arguments.quick else "default"
     shapes = _shapes("full" if arguments.shape else size, device_type)
     dtypes = arguments.dtype or _dtypes(size, device_type)
@@ -404,7 +409,7 @@ def select(arguments: argparse.Namespace, device_type: str) -> list[Case]:
         for width in widths
         for mode in LEVELS["training"]
     ]
-    return [case for case in cases if _wanted(case, arguments)]
+    return [case for case in (*cases, *of_peers) if _wanted(case, arguments)]
 
 
 def _wanted(case: Case, arguments: argparse.Namespace) -> bool:

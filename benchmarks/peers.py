@@ -34,12 +34,13 @@ from .machine import git_commit
 BiasAct = Callable[[Tensor, Tensor, float], Tensor]
 Upfirdn2d = Callable[[Tensor, Tensor, Fir], Tensor]
 
-_TOP_LEVEL = ("torch_utils", "dnnlib", "training", "op", "model")
+_TOP_LEVEL = ("torch_utils", "dnnlib", "training", "op", "model", "models", "R3GAN")
 
 
 @dataclass(frozen=True)
 class Peer:
     name: str
+    root: Path
     detail: str = ""
     """Its commit."""
     problem: str = ""
@@ -57,7 +58,7 @@ def load(path: str, device: torch.device) -> Peer:
     root = Path(path).expanduser().resolve()
     name = f"peer:{root.name}"
     if not root.is_dir():
-        return Peer(name, problem=f"--peer {path}: there is no such folder")
+        return Peer(name, root, problem=f"--peer {path}: there is no such folder")
     commit, dirty = git_commit(root)
     detail = f"at {commit[:12]}{' with changes' if dirty else ''}" if commit else ""
     if (root / "torch_utils" / "ops" / "bias_act.py").is_file():
@@ -66,15 +67,15 @@ def load(path: str, device: torch.device) -> Peer:
         bias_act_of, upfirdn2d_of = _op_bias_act, _op_upfirdn2d
     else:
         problem = f"--peer {path} has neither torch_utils/ops/bias_act.py nor op/"
-        return Peer(name, detail, problem)
-    with _importing(root, device):
+        return Peer(name, root, detail, problem)
+    with importing(root, device):
         try:
             bias_act = bias_act_of(device)
             # Extensions are compiled at the first call, and imports inside functions run then.
             bias_act(torch.ones(1, 2, 3, 3, device=device), torch.ones(2, device=device), 256.0)
         except Exception as error:
-            return Peer(name, detail, f"import failed: {one_line(error)}")
-        peer = Peer(name, detail, bias_act=bias_act)
+            return Peer(name, root, detail, f"import failed: {one_line(error)}")
+        peer = Peer(name, root, detail, bias_act=bias_act)
         try:
             upfirdn2d = upfirdn2d_of(device)
             image, f = (torch.ones(shape, device=device) for shape in ((1, 2, 3, 3), (2, 2)))
@@ -146,15 +147,25 @@ def _op_upfirdn2d(device: torch.device) -> Upfirdn2d:
 
 
 @contextlib.contextmanager
-def _importing(root: Path, device: torch.device) -> Iterator[None]:
-    """Inside, the checkout's packages are found, and only its own; after, none is left behind.
-
-    `pkg_resources`, which newer versions of setuptools lack, is stood in for. Without a GPU the
-    extensions that the op/ family compiles at import are left out: on the CPU it calls none.
-    """
+def importing(root: Path, device: torch.device, stand_ins: bool = True) -> Iterator[None]:
+    """Inside, the checkout's packages are found, and only its own; after, none is left behind."""
     others = _taken_out()
-    stand_in = importlib.util.find_spec("pkg_resources") is None
-    if stand_in:
+    sys.path.insert(0, str(root))
+    try:
+        with _stand_ins(device) if stand_ins else contextlib.nullcontext():
+            yield
+    finally:
+        sys.path.remove(str(root))
+        _taken_out()
+        sys.modules.update(others)
+
+
+@contextlib.contextmanager
+def _stand_ins(device: torch.device) -> Iterator[None]:
+    """For `pkg_resources`, which newer versions of setuptools lack. Without a GPU the extensions
+    that the op/ family compiles at import are left out: on the CPU it calls none."""
+    missing = importlib.util.find_spec("pkg_resources") is None
+    if missing:
         versions = ModuleType("pkg_resources")
         vars(versions)["parse_version"] = torch.torch_version.TorchVersion
         sys.modules["pkg_resources"] = versions
@@ -162,15 +173,11 @@ def _importing(root: Path, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         extension = importlib.import_module("torch.utils.cpp_extension")
         without_extensions = mock.patch.object(extension, "load", return_value=None)
-    sys.path.insert(0, str(root))
     try:
         with without_extensions:
             yield
     finally:
-        sys.path.remove(str(root))
-        _taken_out()
-        sys.modules.update(others)
-        if stand_in:
+        if missing:
             del sys.modules["pkg_resources"]
 
 

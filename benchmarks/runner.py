@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .. import swap
 from . import gate
 from .adain import Adain
 from .bias_act import BiasAct
@@ -22,6 +23,7 @@ from .networks import NetworkForward
 from .peers import one_line
 from .photographs import Photographs
 from .results import FAIL, OK, SKIPPED, Row
+from .swap import Swapped
 from .timing import Call, graphed, interleaved, stopwatch
 from .upfirdn2d import Upfirdn2d
 from .workload import Provider, Session, Workload
@@ -34,6 +36,7 @@ WORKLOADS: dict[str, Callable[[Case, Session], Workload]] = {
     "layers": ConvolutionLayer,
     "networks": NetworkForward,
     "training": TrainingStep,
+    "swap": Swapped,
 }
 
 COPY, MATRIX_PRODUCT = "copy_", "matrix product"
@@ -70,6 +73,8 @@ def measure(
         reason = f"{error}; pip install 'stylegan_fast[bench]'"
     except torch.cuda.OutOfMemoryError:
         reason = "the device has too little memory for this case"
+    finally:
+        swap.uninstall()
     return [replace(blank, provider="all", status=SKIPPED, detail=reason)]
 
 
@@ -115,7 +120,8 @@ def _measure(
     for name, row in rows.items():
         row.copy_gbyte_s, row.matrix_gflop_s = copy_rate / 1e9, matrix / 1e9
         moving = row.bytes / copy_rate if row.bytes else 0.0
-        row.roofline_us = max(moving, row.flops / matrix) * 1e6
+        if row.bytes or row.flops:
+            row.roofline_us = max(moving, row.flops / matrix) * 1e6
         if name in timings:
             row.median_us, row.p20_us, row.p80_us, row.n = timings[name]
             row.of_roofline = row.roofline_us / row.median_us

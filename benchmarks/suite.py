@@ -14,6 +14,7 @@ from .end_to_end import lazy_iteration
 from .machine import conditions
 from .results import FAIL, OK, ResultsFile, Row
 from .runner import measure, now
+from .swap import cases as swap_cases
 from .terminal import UNSTEADY, Terminal
 from .tune import tune
 from .workload import Session
@@ -33,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.tune:
         arguments.op = ["layers"]
         arguments.mode = arguments.mode or ["forward", "forward+backward"]
-    cases = select(arguments, device.type)
+    of_peers = [case for path in arguments.peer for case in swap_cases(path)]
+    cases = select(arguments, device.type, of_peers)
     if not cases:
         terminal.say("no case matches; `--list --full` shows all of them")
         return 2
@@ -127,7 +129,10 @@ def _minutes(cases: list[Case], seconds: float, session: Session) -> str:
     total = 0.0
     for case in cases:
         compiled = session.compiles and case.level == "user" and case.mode != "double backward"
-        total += seconds + (10 if case.level in ("network", "training") else 7 if compiled else 1)
+        total += seconds + (
+            10 if case.level in ("network", "training", "repository") else 7 if compiled else 1
+        )
         total += 3 * (case.op == "upfirdn2d" and case.level == "user")
+        total += 60 * (case.mode == "training step")
         total += 40 * (case.level == "network" and case.shape[2] > 256)
     return "less than a minute" if total < 60 else f"about {total / 60:.0f} minutes"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan_fast import _store, backends, benchmarks
+from stylegan_fast import _store, backends, benchmarks, swap
 from stylegan_fast.backends import choice
 from stylegan_fast.benchmarks import (
     cases,
@@ -29,6 +29,7 @@ from stylegan_fast.benchmarks import (
     upfirdn2d,
 )
 from stylegan_fast.benchmarks import stock as stock_networks
+from stylegan_fast.benchmarks import swap as swap_benchmark
 from stylegan_fast.benchmarks.bias_act import BiasAct, stock
 from stylegan_fast.benchmarks.cases import (
     KINDS,
@@ -1377,6 +1378,150 @@ def test_networks_of_a_peer_take_our_weights(tmp_path, monkeypatch, module):
 def test_networks_of_another_family_are_left_out(tmp_path):
     peer = peers.load(str(op_family(tmp_path, "other")), CPU)
     assert peer.networks is None and "differ" in peer.networks_problem
+
+
+SWAPPED = {
+    "op/__init__.py": """
+from .fused_act import fused_leaky_relu
+from .upfirdn2d import upfirdn2d
+""",
+    "op/conv2d_gradfix.py": "",
+    "op/fused_act.py": """
+from torch import nn
+from torch.utils.cpp_extension import load
+extension = load('fused', sources=['nowhere.cpp'])
+def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2 ** 0.5):
+    y = input if bias is None else input + bias.reshape([1, -1] + [1] * (input.ndim - 2))
+    return nn.functional.leaky_relu(y, SLOPE) * scale
+""",
+    "op/upfirdn2d.py": "def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)): pass",
+    "model.py": """
+import torch
+from torch import nn
+from op import fused_leaky_relu
+
+class ToRGB(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = ModulatedConv2d()
+        self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
+
+    def forward(self, input, style, skip=None):
+        return self.conv(input, style) + self.bias
+
+class ModulatedConv2d(nn.Module):
+    demodulate = upsample = downsample = False
+    scale = 5 ** -0.5
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, 3, 5, 1, 1))
+        self.modulation = nn.Linear(128, 5)
+
+    def forward(self, input, style):
+        styles = self.modulation(style)[:, None]
+        weight = self.scale * self.weight[:, :, :, 0, 0] * styles
+        return torch.einsum('noi,nihw->nohw', weight, input)
+
+class Generator(nn.Module):
+    def __init__(self, size, style_dim, n_mlp, channel_multiplier):
+        super().__init__()
+        self.input = nn.Parameter(torch.randn(1, 5, size, size))
+        self.rgb = ToRGB()
+
+    def forward(self, styles, randomize_noise):
+        x = fused_leaky_relu(self.input, torch.ones(5)).expand(len(styles[0]), -1, -1, -1)
+        return self.rgb(x, styles[0]), None
+
+class Discriminator(nn.Module):
+    def __init__(self, size, channel_multiplier):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3))
+        self.unused = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, image):
+        return fused_leaky_relu(image * 1.5, self.weight).square().mean([1, 2, 3])[:, None]
+""",
+}
+
+
+def swapped_family(root: Path, name: str, slope: float = 0.2) -> Path:
+    """A checkout with the layout of rosinality's, one layer of which can be converted."""
+    write_tree(root / name, SWAPPED)
+    act = root / name / "op" / "fused_act.py"
+    act.write_text(act.read_text().replace("SLOPE", str(slope)))
+    return root / name
+
+
+SWAP = ("--quick", "--op", "swap", "--seconds", "0")
+
+
+@pytest.mark.parametrize("mode", LEVELS["repository"])
+def test_a_repository_with_the_swap_beside_itself(tmp_path, mode):
+    checkout = swapped_family(tmp_path, "theirs")
+    status, rows = bench(tmp_path / "out", *SWAP, "--mode", mode, "--peer", str(checkout))
+    assert status == 0
+    assert [row.provider for row in rows] == ["shipped", "swap", "swap + convert"]
+    for row in rows:
+        assert (row.status, row.variant, row.mode) == ("ok", "theirs StyleGAN2", mode)
+        assert row.gate_error < 1
+        assert row.baseline == "shipped"
+        assert row.median_us > 0
+    assert rows[0].speedup == 1
+    assert rows[2].detail == "converted: ModulatedConv2d, ToRGB"
+    assert not swap.report().left
+    assert not any(name.split(".")[0] in ("op", "model") for name in sys.modules)
+    assert sys.meta_path == [f for f in sys.meta_path if "stylegan_fast" not in type(f).__module__]
+
+
+def test_a_repository_that_computes_something_else_is_not_timed(tmp_path):
+    checkout = swapped_family(tmp_path, "theirs", slope=0.1)
+    status, rows = bench(tmp_path / "out", *SWAP, "--mode", "G forward", "--peer", str(checkout))
+    assert status == 1
+    assert {row.provider: row.status for row in rows} == {
+        "shipped": "FAIL",
+        "swap": "ok",
+        "swap + convert": "ok",
+    }
+
+
+@pytest.mark.parametrize(
+    "file, head, shipped, swapped",
+    [
+        ("op/fused_act.py", "raise RuntimeError('no compiler')\n", "skipped", "ok"),
+        ("model.py", "raise RuntimeError('too old')\n", "skipped", "skipped"),
+        ("model.py", "import op.fused_act\nassert op.fused_act.SHIPPED\n", "ok", "FAIL"),
+    ],
+)
+def test_a_repository_that_does_not_run(tmp_path, file, head, shipped, swapped):
+    checkout = swapped_family(tmp_path, "theirs")
+    with (checkout / "op" / "fused_act.py").open("a") as act:
+        act.write("SHIPPED = True\n")
+    (checkout / file).write_text(head + (checkout / file).read_text())
+    _, rows = bench(tmp_path / "out", *SWAP, "--mode", "G forward", "--peer", str(checkout))
+    found = {row.provider: row.status for row in rows}
+    assert (found["shipped"], found["swap"]) == (shipped, swapped)
+
+
+def test_the_networks_of_a_checkout_are_told_by_its_files(tmp_path):
+    files = {
+        "ada": ["training/networks.py"],
+        "sg3": ["training/networks_stylegan2.py", "training/networks_stylegan3.py"],
+        "r3": ["R3GAN/Networks.py", "training/networks.py"],
+        "psp": ["models/stylegan2/model.py", "models/stylegan2/op/fused_act.py"],
+        "none": ["model.py"],
+    }
+    found = {}
+    for name, paths in files.items():
+        write_tree(tmp_path / name, dict.fromkeys(paths, ""))
+        found[name] = {case.variant for case in swap_benchmark.cases(str(tmp_path / name))}
+    assert found == {
+        "ada": {"ada StyleGAN2"},
+        "sg3": {"sg3 StyleGAN2", "sg3 StyleGAN3-T"},
+        "r3": {"r3 R3GAN"},
+        "psp": {"psp StyleGAN2"},
+        "none": set(),
+    }
 
 
 # Choices
