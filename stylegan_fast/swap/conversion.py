@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..activations import ACTIVATIONS
@@ -32,6 +33,8 @@ class Contract(NamedTuple):
     """What a layer of a known class is like, and what computes the same."""
 
     attributes: tuple[str, ...]
+    members: tuple[str, ...]
+    """Its parameters, buffers and modules: a layer with others computes something else."""
     forward: Callable[..., torch.Tensor]
     difference: Callable[[Any], str | None]
     """None, or what a layer with these attributes has unlike the known one."""
@@ -214,9 +217,9 @@ def _basicsr_to_rgb(self, x, style, skip=None):
 
 def _modulation_difference(conv) -> str | None:
     kinds = () if hasattr(conv, "sample_mode") else ("upsample", "downsample")
-    missing = _missing(conv, (*_MODULATION, *kinds))
-    if missing:
-        return missing
+    different = _missing(conv, (*_MODULATION, *kinds)) or _more(conv, _MODULATED)
+    if different:
+        return different
     if conv.weight.ndim != 5:
         return f"its weight has the shape {tuple(conv.weight.shape)}"
     _, k = _channels(conv)
@@ -279,31 +282,122 @@ def _conv2d_mod_difference(layer) -> str | None:
     return None
 
 
+# GFPGAN's "clean" StyleGAN2: no scale at run time, no filter, √2 before the noise
+
+
+def _clean_resampled(conv, x):
+    factor = _CLEAN_MODES[conv.sample_mode]
+    if factor == 1:
+        return x
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def _clean_modulated(conv, x, style, **end):
+    padding = conv.weight.shape[-1] // 2
+    styles = conv.modulation(style)
+    return styled_conv2d(
+        x, conv.weight[0], styles, padding=padding, demodulate=conv.demodulate, **end
+    )
+
+
+def _clean_modulated_conv2d(self, x, style):
+    return _clean_modulated(self, _clean_resampled(self, x), style)
+
+
+def _clean_style_conv(self, x, style, noise=None):
+    x = _clean_resampled(self.modulated_conv, x)
+    if noise is None:
+        noise = x.new_empty(x.shape[0], 1, *x.shape[2:]).normal_()
+    return _clean_modulated(
+        self.modulated_conv,
+        x,
+        style,
+        noise=noise,
+        noise_strength=self.weight.reshape([]) / math.sqrt(2),
+        bias=self.bias.flatten() / math.sqrt(2),
+        act="lrelu",
+        alpha=self.activate.negative_slope,
+        gain=math.sqrt(2),
+    )
+
+
+def _clean_to_rgb(self, x, style, skip=None):
+    y = _clean_modulated(self.modulated_conv, x, style, bias=self.bias.flatten())
+    if skip is None:
+        return y
+    if self.upsample:
+        skip = F.interpolate(skip, scale_factor=2, mode="bilinear", align_corners=False)
+    return y + skip
+
+
+def _clean_modulation_difference(conv) -> str | None:
+    different = _missing(conv, ("sample_mode", "eps", "weight", "modulation", "demodulate"))
+    different = different or _more(conv, ("weight", "modulation"))
+    if different:
+        return different
+    if hasattr(conv, "scale") or hasattr(conv, "interpolation_mode"):
+        return "it has a scale or an interpolation_mode"
+    if conv.sample_mode not in _CLEAN_MODES or conv.eps != 1e-8:
+        return f"its sample_mode is {conv.sample_mode!r} and its eps {conv.eps!r}"
+    if conv.weight.ndim != 5 or conv.weight.shape[-1] % 2 == 0:
+        return f"its weight has the shape {tuple(conv.weight.shape)}"
+    return None
+
+
+def _clean_style_difference(layer) -> str | None:
+    if type(layer.activate) is not nn.LeakyReLU:
+        return f"its activate is a {type(layer.activate).__name__}"
+    if layer.bias.ndim != 4 or layer.weight.numel() != 1:
+        shapes = tuple(layer.bias.shape), tuple(layer.weight.shape)
+        return f"its bias and its weight have the shapes {shapes[0]} and {shapes[1]}"
+    return _clean_modulation_difference(layer.modulated_conv)
+
+
+def _clean_rgb_difference(layer) -> str | None:
+    conv = layer.modulated_conv
+    if type(layer.upsample) is not bool or getattr(conv, "sample_mode", None) is not None:
+        return f"its upsample is {layer.upsample!r}, or its convolution resamples"
+    return _clean_modulation_difference(conv)
+
+
+_CLEAN_MODES = {None: 1, "upsample": 2, "downsample": 0.5}
 _LAYER = ("weight", "bias", "conv_clamp")
+_LAYER_MEMBERS = ("weight", "bias", "resample_filter")
 _MODULATION = ("weight", "scale", "modulation", "demodulate")
+_MODULATED = ("weight", "modulation", "blur", "smooth")
 
 CONTRACTS = {
     "SynthesisLayer": (
         Contract(
             (*_LAYER, "affine", "resolution", "up", "use_noise", "activation", "resample_filter"),
+            (*_LAYER_MEMBERS, "affine", "noise_const", "noise_strength"),
             _synthesis_layer,
             _nvlabs_difference,
         ),
     ),
-    "ToRGBLayer": (Contract((*_LAYER, "affine"), _to_rgb_layer, _nvlabs_difference),),
+    "ToRGBLayer": (
+        Contract(
+            (*_LAYER, "affine"), (*_LAYER_MEMBERS, "affine"), _to_rgb_layer, _nvlabs_difference
+        ),
+    ),
     "Conv2dLayer": (
         Contract(
             (*_LAYER, "activation", "up", "down", "resample_filter"),
+            _LAYER_MEMBERS,
             _conv2d_layer,
             _nvlabs_difference,
         ),
     ),
     "ModulatedConv2d": (
-        Contract((), _modulated_conv2d, _modulation_difference),
-        Contract(("sample_mode",), _basicsr_modulated_conv2d, _modulation_difference),
+        Contract((), _MODULATED, _modulated_conv2d, _modulation_difference),
+        Contract(("sample_mode",), _MODULATED, _basicsr_modulated_conv2d, _modulation_difference),
+        Contract(
+            (), ("weight", "modulation"), _clean_modulated_conv2d, _clean_modulation_difference
+        ),
     ),
     "StyledConv": (
         Contract(
+            ("conv", "noise", "activate"),
             ("conv", "noise", "activate"),
             _styled_conv,
             lambda layer: _styled_difference(layer.conv, layer.noise, layer.activate),
@@ -312,34 +406,58 @@ CONTRACTS = {
     "StyleConv": (
         Contract(
             ("modulated_conv", "weight", "activate"),
+            ("modulated_conv", "weight", "activate"),
             _basicsr_style_conv,
             lambda layer: _styled_difference(layer.modulated_conv, layer, layer.activate),
+        ),
+        Contract(
+            ("modulated_conv", "weight", "bias", "activate"),
+            ("modulated_conv", "weight", "bias", "activate"),
+            _clean_style_conv,
+            _clean_style_difference,
         ),
     ),
     "ToRGB": (
         Contract(
             ("conv", "bias"),
+            ("conv", "bias", "upsample"),
             _to_rgb,
             lambda layer: _rgb_difference(layer.conv, getattr(layer, "upsample", None)),
         ),
         Contract(
             ("modulated_conv", "bias", "upsample"),
+            ("modulated_conv", "bias", "upsample"),
             _basicsr_to_rgb,
             lambda layer: _rgb_difference(layer.modulated_conv, layer.upsample),
+        ),
+        Contract(
+            ("modulated_conv", "bias", "upsample"),
+            ("modulated_conv", "bias"),
+            _clean_to_rgb,
+            _clean_rgb_difference,
         ),
     ),
     "Conv2DMod": (
         Contract(
-            ("weight", "demod", "stride", "dilation", "eps"), _conv2d_mod, _conv2d_mod_difference
+            ("weight", "demod", "stride", "dilation", "eps"),
+            ("weight",),
+            _conv2d_mod,
+            _conv2d_mod_difference,
         ),
     ),
 }
-"""By the names of the classes; those of one name differ in the arguments of their `forward`."""
+"""By the names of the classes."""
 
 
 def _missing(layer: object, attributes: tuple[str, ...]) -> str | None:
     names = [name for name in attributes if not hasattr(layer, name)]
     return f"it has no {', '.join(names)}" if names else None
+
+
+def _more(layer: nn.Module, members: tuple[str, ...]) -> str | None:
+    known = {*layer._parameters, *layer._buffers, *layer._modules}
+    names = sorted(known.difference(members))
+    return f"it also has {', '.join(names)}" if names else None
 
 
 def _arguments(forward: Callable) -> list[str]:
@@ -390,17 +508,18 @@ def _convert_class(kind: type, layers: list[nn.Module], report: Report) -> None:
     if owner.__module__.partition(".")[0] == "stylegan_fast":
         report.left[name] = "it is this library's own"
         return
+    reasons = []
     for contract in CONTRACTS[kind.__name__]:
         if _arguments(original) == _arguments(contract.forward):
-            break
+            differences = (_layer_difference(layer, contract) for layer in layers)
+            reason = next(filter(None, differences), None)
+            if reason is None:
+                break
+            reasons.append(reason)
     else:
-        report.left[name] = f"forward{inspect.signature(original)} is unknown"
+        signature = inspect.signature(original)
+        report.left[name] = "; ".join(reasons) or f"forward{signature} is unknown"
         return
-    for layer in layers:
-        difference = _layer_difference(layer, contract)
-        if difference is not None:
-            report.left[name] = difference
-            return
     if not _is_converted(original):
         patching.set_attribute(owner, "forward", _checked(original, contract))
     report.routed[name] = f"{len(layers)} layers, one fused call each"
@@ -409,7 +528,11 @@ def _convert_class(kind: type, layers: list[nn.Module], report: Report) -> None:
 def _layer_difference(layer: nn.Module, contract: Contract) -> str | None:
     if "forward" in vars(layer):
         return "one has a forward of its own"
-    return _missing(layer, contract.attributes) or contract.difference(layer)
+    return (
+        _missing(layer, contract.attributes)
+        or _more(layer, contract.members)
+        or contract.difference(layer)
+    )
 
 
 def _is_converted(forward: Callable) -> bool:
