@@ -1,8 +1,9 @@
 """The swap on real checkouts, where STYLEGAN_FAST_TEST_CHECKOUTS names a folder of them.
 
-A checkout runs twice in processes of its own, with the swap and without, where what it compiles at
-import and `pkg_resources` are stubs: images, logits, and all gradients of a logistic loss, of path
-length and of R1 must agree, as far as these depend on the eighth digit of the latents.
+A checkout runs in processes of its own: with the swap, with its layers converted too, and without,
+where what it compiles at import and `pkg_resources` are stubs. Images, logits, and all gradients of
+a logistic loss, of path length and of R1 must agree, as far as these depend on the eighth digit of
+the latents.
 """
 
 import os
@@ -21,6 +22,41 @@ CHECKOUTS = os.environ.get("STYLEGAN_FAST_TEST_CHECKOUTS")
 needs_checkouts = pytest.mark.skipif(
     CHECKOUTS is None, reason="STYLEGAN_FAST_TEST_CHECKOUTS names no folder of checkouts"
 )
+
+MOCKS = """
+    import importlib.abc, importlib.machinery, sys, types
+    from unittest import mock
+
+    class Mocked(types.ModuleType):
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return mock.MagicMock()
+
+    class Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in mocked:
+                return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+        def create_module(self, spec):
+            return Mocked(spec.name)
+
+        def exec_module(self, module):
+            pass
+
+    sys.meta_path.append(Mocks())
+"""
+"""What a network's module imports and this network does not use."""
+
+SIMPLE_D = """
+    D = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 4, 4),
+        torch.nn.Softplus(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(512, 1),
+    )
+    logits = D
+"""
 
 NVLABS = """
     G = Generator(64, 0, 64, 32, 3, channel_base=1024, channel_max=48{more})
@@ -59,6 +95,37 @@ REPOSITORIES = {
         latents = lambda z: z * 1
         image, logits = G, D
     """,
+    "DragGAN": "from training.networks_stylegan2 import Generator, Discriminator" + STYLEGAN2,
+    "stylegan-xl": "from training.networks_stylegan2 import Generator, Discriminator" + STYLEGAN2,
+    "stylegan-t": (
+        "mocked = 'open_clip', 'timm', 'torchvision'",
+        MOCKS,
+        SIMPLE_D,
+        """
+        from networks.generator import SynthesisNetwork
+        G = SynthesisNetwork(64, 32, 3, channel_base=1024, channel_max=64, num_fp16_res=0)
+        latents = lambda z: z[:, None].repeat(1, G.num_ws, 1)
+        image = lambda ws: G(ws, noise_mode="const")
+    """,
+    ),
+    "GFPGAN": (
+        "mocked = 'basicsr',",
+        MOCKS,
+        SIMPLE_D,
+        """
+        import importlib.util
+        import basicsr.utils.registry
+        registry = types.SimpleNamespace(register=lambda: lambda cls: cls)
+        basicsr.utils.registry.ARCH_REGISTRY = registry
+        file = "gfpgan/archs/stylegan2_clean_arch.py"
+        spec = importlib.util.spec_from_file_location("stylegan2_clean_arch", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        G = module.StyleGAN2GeneratorClean(32, 64, 2, 1, narrow=0.125)
+        latents = G.style_mlp
+        image = lambda w: G([w], input_is_latent=True, randomize_noise=False)[0]
+    """,
+    ),
 }
 
 OWN = """
@@ -71,6 +138,10 @@ OWN = """
 SWAPPED = """
     import stylegan_fast.swap
     stylegan_fast.swap.install()
+"""
+CONVERTED = """
+    for network in (G, D):
+        stylegan_fast.swap.convert(network)
 """
 STEP = """
     results = {}
@@ -115,11 +186,14 @@ def test_a_checkout_computes_the_same(repository, tmp_path):
     if not folder.is_dir():
         pytest.skip(f"there is no {folder}")
     networks = REPOSITORIES[repository]
-    own = run(folder, tmp_path / "own", OWN, networks, SETUP, "nudge = 0", STEP)
-    nudged = run(folder, tmp_path / "nudged", OWN, networks, SETUP, "nudge = 1e-6", STEP)
-    swapped = run(folder, tmp_path / "swapped", SWAPPED, networks, SETUP, "nudge = 0", STEP)
-    assert own.keys() == swapped.keys()
-    assert len(own) > 40
-    for name, expected in own.items():
-        error, sensitivity = (relative_error(t[name], expected) for t in (swapped, nudged))
-        assert error < 1e-5 + 5 * sensitivity, name
+    networks = [networks] if isinstance(networks, str) else networks
+    own = run(folder, tmp_path / "own", OWN, *networks, SETUP, "nudge = 0", STEP)
+    nudged = run(folder, tmp_path / "nudged", OWN, *networks, SETUP, "nudge = 1e-6", STEP)
+    swapped = [SWAPPED, *networks, SETUP, "nudge = 0"]
+    for parts in (swapped, [*swapped, CONVERTED]):
+        found = run(folder, tmp_path / "swapped", *parts, STEP)
+        assert own.keys() == found.keys()
+        assert len(own) > 40
+        for name, expected in own.items():
+            error, sensitivity = (relative_error(t[name], expected) for t in (found, nudged))
+            assert error < 1e-5 + 5 * sensitivity, name
