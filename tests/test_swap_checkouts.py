@@ -81,9 +81,10 @@ REPOSITORIES = {
     "from training.networks_stylegan2 import Discriminator"
     + NVLABS.format(more=", num_layers=6, conv_kernel=1, use_radial_filters=True", noise=""),
     "stylegan2-pytorch": """
+        torch.set_default_dtype(torch.float64)  # so wide that some activation is always at its kink
         from model import Generator, Discriminator
-        G = Generator(32, 64, 2, channel_multiplier=1)
-        D = Discriminator(32, channel_multiplier=1)
+        G = Generator(16, 64, 2, channel_multiplier=1).double()
+        D = Discriminator(16, channel_multiplier=1).double()
         latents = G.style
         image = lambda w: G([w], input_is_latent=True, randomize_noise=False)[0]
         logits = D
