@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import swap, use_backend
 from .cases import Case
-from .end_to_end import GRADIENT_TOLERANCE, IMAGE, LOSS_TOLERANCE, SIZE, WIDTH
+from .end_to_end import GRADIENT_TOLERANCE, IMAGE, LOSS_TOLERANCE, SIZE, WIDTHS
 from .gate import Expected
 from .machine import tf32
 from .peers import importing, one_line, peer_generator
@@ -55,7 +55,7 @@ def _nvlabs(G: Any, D: Any, **options: Any) -> Networks:
     return Networks(G, D, lambda z: G(z, labels(z), **options), lambda x: D(x, labels(x)))
 
 
-_FLOAT32: dict[str, Any] = {**WIDTH, "num_fp16_res": 0}
+_FLOAT32: dict[str, Any] = {**WIDTHS["128 channels"], "num_fp16_res": 0}
 
 
 def _stylegan2(module: str) -> Networks:
