@@ -101,13 +101,17 @@ def _planes(x: torch.Tensor) -> bool:
     return x.is_contiguous()
 
 
+def _multiplies_well(x: torch.Tensor) -> bool:
+    """Whether a product of matrices was measured to beat oneDNN's convolution."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
 def _is_product(x: torch.Tensor, weight_shape: torch.Size, conv: Fir) -> bool:
     """Whether C is one of matrices, of pixels and few channels (from or to an image), on a CPU:
     bound by memory, and oneDNN would first write x in an order of its own."""
     o, i, kh, kw = weight_shape
     whole = conv.up_x == conv.down_x == kw == kh == 1 and not any(_arguments(conv)[2])
-    few = min(o, i) <= FEW_CHANNELS and x.dtype in (torch.float32, torch.float64)
-    return whole and few and x.device.type == "cpu"
+    return whole and min(o, i) <= FEW_CHANNELS and _multiplies_well(x)
 
 
 @torch.no_grad()  # an exported program calls the operators alone, where PyTorch still records
@@ -160,7 +164,7 @@ def _weight_gradient_by_pytorch(
     symmetric = x0 == x1 >= 0 and y0 == y1 >= 0
     x = x if symmetric else pad_or_crop(x, x0, x1, y0, y1)
     few_pixels = dy.shape[0] * dy.shape[2] * dy.shape[3] < dy.shape[1]
-    if few_pixels and x.device.type == "cpu":
+    if few_pixels and _multiplies_well(x):
         dw = _weight_gradient_by_product(x, dy, kernel, down, (y0, x0) if symmetric else (0, 0))
         return dw if correlate else dw.flip((2, 3))
     dw = conv2d_weight(

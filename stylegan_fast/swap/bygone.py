@@ -12,24 +12,17 @@ from . import patching, state
 
 
 def supply() -> None:
-    """Give it back, where it is missing."""
+    """Give it back. To try whether Adam needs it would cost seconds where it does not: one that is
+    made imports the compiler."""
     if Sampler.__init__ is object.__init__:
         patching.set_attribute(Sampler, "__init__", _with_data_source)
-    if not (hasattr(Adam.__init__, "__wrapped__") or _takes_whole_betas()):
+    if not hasattr(Adam.__init__, "__wrapped__"):
         patching.set_attribute(Adam, "__init__", _with_float_betas(Adam.__init__))
 
 
 def _with_data_source(self, data_source=None) -> None:
     if data_source is not None:
         state.report.routed["torch.utils.data.Sampler"] = "takes an argument, as it used to"
-
-
-def _takes_whole_betas() -> bool:
-    try:
-        Adam([torch.zeros(1)], betas=(0, 0.99))
-    except ValueError:
-        return False
-    return True
 
 
 def _with_float_betas(original):

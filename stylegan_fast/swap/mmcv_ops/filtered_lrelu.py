@@ -1,6 +1,6 @@
 """`mmcv.ops.filtered_lrelu`."""
 
-from stylegan_fast import ops
+from stylegan_fast.swap.torch_utils_ops import filtered_lrelu as nvlabs
 
 __all__ = ["filtered_lrelu"]
 
@@ -19,17 +19,8 @@ def filtered_lrelu(
     flip_filter=False,
     use_custom_op=True,
 ):
-    return ops.filtered_lrelu(
-        input,
-        filter_up,
-        filter_down,
-        bias,
-        up,
-        down,
-        padding,
-        gain,
-        slope,
-        clamp,
-        flip_filter,
-        backend=None if use_custom_op else "reference",
+    impl = "cuda" if use_custom_op else "ref"
+    shape = (up, down, padding)
+    return nvlabs.filtered_lrelu(
+        input, filter_up, filter_down, bias, *shape, gain, slope, clamp, flip_filter, impl
     )
