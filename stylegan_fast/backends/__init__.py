@@ -30,6 +30,7 @@ KERNEL_ORDERS = {
     "upfirdn2d": "any order",
     "conv2d_resample": "any order",
     "modulated_conv2d": "2nd order, any for linear, relu, lrelu",
+    "filtered_lrelu": "any order",
     "adain": "2nd order, any for linear, relu, lrelu",
 }
 """Ops with kernels of their own on every compiled backend, and the derivatives these support."""

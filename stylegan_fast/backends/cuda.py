@@ -292,3 +292,10 @@ def demodulation(
 
 def conv2d_refusal(call: ConvClass) -> str:
     return "it has no convolution of its own yet"
+
+
+def filtered_lrelu_refusal(
+    dtype: torch.dtype, fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int
+) -> str | None:
+    """None, or why no kernel takes these filters; their parts run then."""
+    return "there is no kernel yet"

@@ -100,3 +100,32 @@ class Tail(NamedTuple):
     alpha: float
     gain: float
     clamp: float
+
+
+class FilteredLrelu(NamedTuple):
+    """filtered_lrelu, all but its tensors (csrc/filtered_lrelu.h)."""
+
+    up: int
+    down: int
+    x0: int  # padding: left
+    y0: int  # top
+    flip_filter: bool
+    gain: float
+    slope: float
+    clamp: float
+    sign_height: int
+    sign_width: int
+    sign_x: int = 0
+    sign_y: int = 0
+
+    def transposed(self, up_taps: tuple[int, int], down_taps: tuple[int, int]) -> FilteredLrelu:
+        """The transpose of `masked`, which takes the filters in turn; taps are (fw, fh)."""
+        return self._replace(
+            up=self.down,
+            down=self.up,
+            x0=up_taps[0] + down_taps[0] - 2 - self.x0,
+            y0=up_taps[1] + down_taps[1] - 2 - self.y0,
+            flip_filter=not self.flip_filter,
+            sign_x=self.sign_x + self.x0 - up_taps[0] + 1,
+            sign_y=self.sign_y + self.y0 - up_taps[1] + 1,
+        )

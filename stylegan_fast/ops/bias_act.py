@@ -67,7 +67,7 @@ def bias_act(
     row = activation(act)
     if b is not None:
         dim = as_int("dim", dim)
-        b = _checked_bias(b, x, dim)
+        b = check_bias(b, x, dim)
     else:
         dim = min(1, x.ndim - 1)
     alpha = row.alpha if alpha is None else check_number("alpha", alpha)
@@ -83,7 +83,7 @@ def bias_act(
     return epilogue(x, None, None, None, b, dim, act, alpha, gain, clamp, name)
 
 
-def _checked_bias(b: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
+def check_bias(b: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
     if not 0 <= dim < x.ndim:
         raise ValueError(f"dim must be in [0, {x.ndim}) for x.shape={tuple(x.shape)}, got {dim=}")
     check_tensor("b", b)

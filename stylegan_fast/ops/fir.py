@@ -28,7 +28,7 @@ from ._library import (
 _LINEAR = ACTIVATIONS["linear"].code
 
 
-def _taps(f: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+def filter_operand(f: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
     """The filter as the kernels take it."""
     return None if f is None else operand(f, x, *f.shape)
 
@@ -52,7 +52,7 @@ def _linear(x, f, up, down, padding, flip_filter, gain, backend):
     fir = Fir.of(up, down, padding, flip_filter, gain)
     y = _output(x, f, fir)
     if y.numel():
-        backends.BACKENDS[backend].upfirdn2d_forward(x, _taps(f, x), fir, y)
+        backends.BACKENDS[backend].upfirdn2d_forward(x, filter_operand(f, x), fir, y)
     return y
 
 
@@ -77,12 +77,12 @@ def with_epilogue(
         without_operands = all(t is None for t in end[:4])
         idle = without_operands and act == _LINEAR and gain == 1 and clamp == math.inf
         epilogue = (None, None) if idle else (walked, end)
-        run.upfirdn2d_forward(x, _taps(f, x), fir, y, add, None, *epilogue)
+        run.upfirdn2d_forward(x, filter_operand(f, x), fir, y, add, None, *epilogue)
     elif whole_units(y):
-        run.upfirdn2d_forward(x, _taps(f, x), fir, y, add, mask, walked, end)
+        run.upfirdn2d_forward(x, filter_operand(f, x), fir, y, add, mask, walked, end)
     else:
         u = torch.empty_like(y)
-        run.upfirdn2d_forward(x, _taps(f, x), fir, u)
+        run.upfirdn2d_forward(x, filter_operand(f, x), fir, u)
         run.epilogue_forward(u, y, mask, walked, end)
         y = y if add is None else y.add_(add)
     return y, mask
@@ -113,12 +113,12 @@ def _masked(
     wanted = total if with_sum else None
     if mask is None or whole_units(dy):
         run.upfirdn2d_masked(
-            dy, mask, dx, wanted, scale, _taps(f, dy), fir, walked, negative_slope, gain
+            dy, mask, dx, wanted, scale, filter_operand(f, dy), fir, walked, negative_slope, gain
         )
     else:
         dv = torch.empty_like(dy)
         run.epilogue_masked(dy, mask, dv, wanted, scale, walked, negative_slope, gain)
-        run.upfirdn2d_forward(dv, _taps(f, dy), fir, dx)
+        run.upfirdn2d_forward(dv, filter_operand(f, dy), fir, dx)
     return dx, total
 
 

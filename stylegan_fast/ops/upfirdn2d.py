@@ -195,7 +195,7 @@ def upfirdn2d(
 
     The originals' `upfirdn2d`.
     """
-    return _run(x, f, _checked(x, f, up, down, padding, flip_filter, gain), backend)
+    return _run(x, f, check_upfirdn2d(x, f, up, down, padding, flip_filter, gain), backend)
 
 
 def upfirdn2d_epilogue(
@@ -215,13 +215,13 @@ def upfirdn2d_epilogue(
 
     The callers have validated `end`. Differentiable as `bias_act`.
     """
-    fir = _checked(x, f, up, down, padding, flip_filter, gain)
+    fir = check_upfirdn2d(x, f, up, down, padding, flip_filter, gain)
     if add is not None:
         _check_added(add, x, f, fir)
     return apply_epilogue(x, end, backend=backend, f=f, fir=fir, add=add)
 
 
-def _checked(x, f, up, down, padding, flip_filter, gain, centred=False) -> Fir:
+def check_upfirdn2d(x, f, up, down, padding, flip_filter, gain, centred=False) -> Fir:
     """The validated arguments; `centred` adds the padding that keeps the image centred and the gain
     that makes up for the stuffed zeros."""
     check_image("x", x)
@@ -274,7 +274,7 @@ def filter2d(
 
     Everything else as `upfirdn2d`.
     """
-    return _run(x, f, _checked(x, f, 1, 1, padding, flip_filter, gain, True), backend)
+    return _run(x, f, check_upfirdn2d(x, f, 1, 1, padding, flip_filter, gain, True), backend)
 
 
 def upsample2d(
@@ -292,7 +292,7 @@ def upsample2d(
     The factor keeps the magnitude of the image. `padding`, in pixels of the output, is added to
     what gives that size. Everything else as `upfirdn2d`.
     """
-    return _run(x, f, _checked(x, f, up, 1, padding, flip_filter, gain, True), backend)
+    return _run(x, f, check_upfirdn2d(x, f, up, 1, padding, flip_filter, gain, True), backend)
 
 
 def upsample2d_add(
@@ -304,7 +304,7 @@ def upsample2d_add(
     backend: str | None = None,
 ) -> torch.Tensor:
     """y = upsample2d(x, f, up) + add in one pass: how images grow from block to block."""
-    fir = _checked(x, f, up, 1, 0, False, 1, True)
+    fir = check_upfirdn2d(x, f, up, 1, 0, False, 1, True)
     _check_added(add, x, f, fir)
     return apply_epilogue(x, Epilogue(), backend=backend, f=f, fir=fir, add=add)
 
@@ -324,4 +324,4 @@ def downsample2d(
     `padding`, in pixels of the input, is added to what gives that size. Everything else as
     `upfirdn2d`.
     """
-    return _run(x, f, _checked(x, f, 1, down, padding, flip_filter, gain, True), backend)
+    return _run(x, f, check_upfirdn2d(x, f, 1, down, padding, flip_filter, gain, True), backend)
