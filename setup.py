@@ -26,7 +26,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # csrc/cpu/<name>.cpp, once a level
-SIMD_SOURCES = ["adain", "conv2d", "demodulation", "epilogue", "upfirdn2d"]
+SIMD_SOURCES = ["adain", "conv2d", "demodulation", "epilogue", "filtered_lrelu", "upfirdn2d"]
 X86_LEVELS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],

@@ -41,6 +41,12 @@ struct FilteredLrelu {
   const void* bias = nullptr;  // [channels] of dtype
 };
 
+inline int64_t signs_size(const FilteredLrelu& p) {
+  const int64_t rows = p.sign_height * (p.channels_last ? p.sign_width : p.channels);
+  const int64_t row = p.channels_last ? p.channels : p.sign_width;
+  return p.samples * rows * ((row + 7) / 8 * 2);
+}
+
 //   forward   y, and where signs is not null those of every u that an output sees; the others may
 //             stay as they are.
 //   masked    y with v[Y, X] = u[Y, X] * (slope where u was <= 0, else 1), 0 where it was clamped,

@@ -10,6 +10,7 @@
 #include "cpu/pages.h"
 #include "demodulation.h"
 #include "epilogue.h"
+#include "filtered_lrelu.h"
 #include "upfirdn2d.h"
 
 #if __has_include("build_info.h")
@@ -90,6 +91,22 @@ PYBIND11_MODULE(_C, m) {
         const auto [samples, out_channels, in_channels, taps] = sizes;
         return Demodulation{static_cast<DType>(dtype), samples, out_channels, in_channels, taps,
                             channels_last, eps};
+      }));
+
+  py::class_<FilteredLrelu>(m, "FilteredLrelu")
+      .def(py::init([](int dtype, std::array<int64_t, 8> sizes, std::array<int64_t, 2> sign_offset,
+                       bool channels_last, int up, int down, std::array<int64_t, 2> pad,
+                       std::array<uintptr_t, 2> taps, std::array<int, 2> up_size,
+                       std::array<int, 2> down_size, std::array<bool, 2> separable, bool correlate,
+                       double gain, double slope, double clamp, uintptr_t bias) {
+        const auto [samples, channels, in_height, in_width, out_height, out_width, sign_height,
+                    sign_width] = sizes;
+        return FilteredLrelu{static_cast<DType>(dtype), samples, channels, in_height, in_width,
+                             out_height, out_width, sign_height, sign_width, sign_offset[0],
+                             sign_offset[1], channels_last, up, down, pad[0], pad[1],
+                             {pointer<void>(taps[0]), up_size[0], up_size[1], separable[0]},
+                             {pointer<void>(taps[1]), down_size[0], down_size[1], separable[1]},
+                             correlate, gain, slope, clamp, pointer<void>(bias)};
       }));
 
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
@@ -180,6 +197,20 @@ PYBIND11_MODULE(_C, m) {
                           pointer<void>(d), threads);
       },
       without_gil);
+  m.def(
+      "cpu_filtered_lrelu_forward",
+      [](const FilteredLrelu& p, uintptr_t x, uintptr_t y, uintptr_t signs, int threads) {
+        cpu::filtered_lrelu_forward(p, pointer<void>(x), pointer<void>(y), pointer<uint8_t>(signs),
+                                    threads);
+      },
+      without_gil);
+  m.def(
+      "cpu_filtered_lrelu_masked",
+      [](const FilteredLrelu& p, uintptr_t x, uintptr_t signs, uintptr_t y, int threads) {
+        cpu::filtered_lrelu_masked(p, pointer<void>(x), pointer<uint8_t>(signs), pointer<void>(y),
+                                   threads);
+      },
+      without_gil);
 
 #ifdef STYLEGAN_FAST_WITH_CUDA
   m.def("cuda_epilogue_workspace", &cuda::epilogue_workspace);
@@ -261,6 +292,20 @@ PYBIND11_MODULE(_C, m) {
         cuda::upfirdn2d_masked(p, e, negative_slope, pointer<void>(dy), pointer<uint8_t>(mask),
                                pointer<void>(dx), pointer<void>(sum), pointer<void>(workspace),
                                pointer<void>(stream));
+      },
+      without_gil);
+  m.def(
+      "cuda_filtered_lrelu_forward",
+      [](const FilteredLrelu& p, uintptr_t x, uintptr_t y, uintptr_t signs, uintptr_t stream) {
+        cuda::filtered_lrelu_forward(p, pointer<void>(x), pointer<void>(y), pointer<uint8_t>(signs),
+                                    pointer<void>(stream));
+      },
+      without_gil);
+  m.def(
+      "cuda_filtered_lrelu_masked",
+      [](const FilteredLrelu& p, uintptr_t x, uintptr_t signs, uintptr_t y, uintptr_t stream) {
+        cuda::filtered_lrelu_masked(p, pointer<void>(x), pointer<uint8_t>(signs), pointer<void>(y),
+                                   pointer<void>(stream));
       },
       without_gil);
 #endif

@@ -23,6 +23,8 @@ struct Level {
   decltype(&baseline::conv2d_forward) conv2d_forward;
   decltype(&baseline::conv2d_weight_gradient) conv2d_weight_gradient;
   decltype(&baseline::demodulation) demodulation;
+  decltype(&baseline::filtered_lrelu_forward) filtered_lrelu_forward;
+  decltype(&baseline::filtered_lrelu_masked) filtered_lrelu_masked;
 };
 
 #define STYLEGAN_FAST_LEVEL(level, supported)                          \
@@ -30,7 +32,7 @@ struct Level {
    level::epilogue_curved, level::epilogue_backward,                   \
    level::upfirdn2d_forward, level::upfirdn2d_masked, level::adain_forward, \
    level::adain_backward, level::conv2d_forward, level::conv2d_weight_gradient, \
-   level::demodulation}
+   level::demodulation, level::filtered_lrelu_forward, level::filtered_lrelu_masked}
 
 // Widest first.
 const Level kLevels[] = {
@@ -90,7 +92,10 @@ void fresh(void* result, int64_t numel, DType dtype, uint8_t* mask = nullptr) {
   if (mask) want_huge_pages(mask, numel / 4);
 }
 
-int64_t outputs(const Upfirdn2d& p) { return p.samples * p.channels * p.out_height * p.out_width; }
+template <class Problem>
+int64_t outputs(const Problem& p) {
+  return p.samples * p.channels * p.out_height * p.out_width;
+}
 
 }  // namespace
 
@@ -187,6 +192,19 @@ void demodulation(const Demodulation& p, const void* weight, const void* styles,
                                 std::to_string(static_cast<int>(p.dtype)));
   }
   current->demodulation(p, weight, styles, energy, d, threads);
+}
+
+void filtered_lrelu_forward(const FilteredLrelu& p, const void* x, void* y, uint8_t* signs,
+                            int threads) {
+  fresh(y, outputs(p), p.dtype);
+  if (signs) want_huge_pages(signs, signs_size(p));
+  current->filtered_lrelu_forward(p, x, y, signs, threads);
+}
+
+void filtered_lrelu_masked(const FilteredLrelu& p, const void* x, const uint8_t* signs, void* y,
+                           int threads) {
+  fresh(y, outputs(p), p.dtype);
+  current->filtered_lrelu_masked(p, x, signs, y, threads);
 }
 
 }  // namespace stylegan_fast::cpu

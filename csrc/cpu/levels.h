@@ -4,6 +4,7 @@
 #include "../adain.h"
 #include "../conv2d.h"
 #include "../demodulation.h"
+#include "../filtered_lrelu.h"
 #include "../upfirdn2d.h"
 
 #define STYLEGAN_FAST_DECLARE_LEVEL(level)                                                        \
@@ -29,6 +30,10 @@
                               const float* post, void* dw, int threads);                          \
   void demodulation(const Demodulation&, const void* weight, const void* styles, void* energy,    \
                     void* d, int threads);                                                        \
+  void filtered_lrelu_forward(const FilteredLrelu&, const void* x, void* y, uint8_t* signs,       \
+                              int threads);                                                       \
+  void filtered_lrelu_masked(const FilteredLrelu&, const void* x, const uint8_t* signs, void* y,  \
+                             int threads);                                                        \
   }
 
 STYLEGAN_FAST_DECLARE_LEVEL(baseline)

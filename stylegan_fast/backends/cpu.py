@@ -7,8 +7,16 @@ import torch
 from .. import _env
 from . import native
 from .choice import FORWARD, ConvClass
-from .geometry import Fir, Geometry, Tail
-from .native import adain, address, conv2d, epilogue, tail_epilogue, upfirdn2d
+from .geometry import FilteredLrelu, Fir, Geometry, Tail
+from .native import (
+    adain,
+    address,
+    conv2d,
+    epilogue,
+    filtered_lrelu,
+    tail_epilogue,
+    upfirdn2d,
+)
 
 
 def unavailable() -> str | None:
@@ -287,6 +295,43 @@ def conv2d_preferred(call: ConvClass) -> bool:
     enough = tiles >= (32 if strided else 16)
     taps, channels = min(call.kernel_x, call.kernel_y), min(call.in_channels, call.out_channels)
     return enough and taps >= 3 and channels >= 16
+
+
+def filtered_lrelu_forward(
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    fu: torch.Tensor | None,
+    fd: torch.Tensor | None,
+    y: torch.Tensor,
+    signs: torch.Tensor | None,
+    problem: FilteredLrelu,
+    channels_last: bool,
+) -> None:
+    native.module().cpu_filtered_lrelu_forward(
+        filtered_lrelu(x, fu, fd, y, problem, channels_last, b),
+        x.data_ptr(),
+        y.data_ptr(),
+        address(signs),
+        torch.get_num_threads(),
+    )
+
+
+def filtered_lrelu_masked(
+    dy: torch.Tensor,
+    signs: torch.Tensor,
+    fu: torch.Tensor | None,
+    fd: torch.Tensor | None,
+    dx: torch.Tensor,
+    problem: FilteredLrelu,
+    channels_last: bool,
+) -> None:
+    native.module().cpu_filtered_lrelu_masked(
+        filtered_lrelu(dy, fu, fd, dx, problem, channels_last),
+        dy.data_ptr(),
+        signs.data_ptr(),
+        dx.data_ptr(),
+        torch.get_num_threads(),
+    )
 
 
 def filtered_lrelu_refusal(

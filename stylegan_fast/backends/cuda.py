@@ -8,8 +8,8 @@ import torch
 
 from . import native
 from .choice import ConvClass
-from .geometry import Fir, Geometry, Tail
-from .native import adain, address, epilogue, tail_epilogue, upfirdn2d
+from .geometry import FilteredLrelu, Fir, Geometry, Tail
+from .native import adain, address, epilogue, filtered_lrelu, tail_epilogue, upfirdn2d
 
 
 @functools.cache
@@ -292,6 +292,39 @@ def demodulation(
 
 def conv2d_refusal(call: ConvClass) -> str:
     return "it has no convolution of its own yet"
+
+
+def filtered_lrelu_forward(
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    fu: torch.Tensor | None,
+    fd: torch.Tensor | None,
+    y: torch.Tensor,
+    signs: torch.Tensor | None,
+    problem: FilteredLrelu,
+    channels_last: bool,
+) -> None:
+    call = filtered_lrelu(x, fu, fd, y, problem, channels_last, b)
+    with torch.cuda.device(x.device):
+        native.module().cuda_filtered_lrelu_forward(
+            call, x.data_ptr(), y.data_ptr(), address(signs), _stream(x)
+        )
+
+
+def filtered_lrelu_masked(
+    dy: torch.Tensor,
+    signs: torch.Tensor,
+    fu: torch.Tensor | None,
+    fd: torch.Tensor | None,
+    dx: torch.Tensor,
+    problem: FilteredLrelu,
+    channels_last: bool,
+) -> None:
+    call = filtered_lrelu(dy, fu, fd, dx, problem, channels_last)
+    with torch.cuda.device(dy.device):
+        native.module().cuda_filtered_lrelu_masked(
+            call, dy.data_ptr(), signs.data_ptr(), dx.data_ptr(), _stream(dy)
+        )
 
 
 def filtered_lrelu_refusal(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import _env
-from .geometry import Fir, Geometry, Tail
+from .geometry import FilteredLrelu, Fir, Geometry, Tail
 
 DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -141,3 +141,33 @@ def demodulation(weight: torch.Tensor, styles: torch.Tensor, eps: float) -> Any:
     sizes = (styles.shape[0], out_channels, in_channels, math.prod(kernel_size))
     dtype = DTYPE_CODES[weight.dtype]
     return module().Demodulation(dtype, sizes, not weight.is_contiguous(), eps)
+
+
+def filtered_lrelu(
+    x: torch.Tensor,
+    fu: torch.Tensor | None,
+    fd: torch.Tensor | None,
+    y: torch.Tensor,
+    problem: FilteredLrelu,
+    channels_last: bool,
+    b: torch.Tensor | None = None,
+) -> Any:
+    """x, y: dense NCHW or NHWC; fu, fd: [fh, fw] or [taps] in the accumulation type, dense."""
+    sizes = [(1, 1) if f is None else (f.shape[-1], f.shape[0]) for f in (fu, fd)]
+    return module().FilteredLrelu(
+        DTYPE_CODES[x.dtype],
+        (*x.shape, *y.shape[2:], problem.sign_height, problem.sign_width),
+        (problem.sign_y, problem.sign_x),
+        channels_last,
+        problem.up,
+        problem.down,
+        (problem.x0, problem.y0),
+        (address(fu), address(fd)),
+        *sizes,
+        [f is not None and f.ndim == 1 for f in (fu, fd)],
+        problem.flip_filter,
+        problem.gain,
+        problem.slope,
+        problem.clamp,
+        address(b),
+    )

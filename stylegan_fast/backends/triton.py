@@ -133,6 +133,16 @@ def conv2d_preferred(call: ConvClass) -> bool:
     return not (large and wide and call.up == 1)
 
 
+def filtered_lrelu_forward(x: torch.Tensor, *arguments: object) -> None:
+    with _device(x):
+        kernels("filtered_lrelu").filtered_lrelu_forward(x, *arguments)
+
+
+def filtered_lrelu_masked(dy: torch.Tensor, *arguments: object) -> None:
+    with _device(dy):
+        kernels("filtered_lrelu").filtered_lrelu_masked(dy, *arguments)
+
+
 def filtered_lrelu_refusal(
     dtype: torch.dtype, fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int
 ) -> str | None:

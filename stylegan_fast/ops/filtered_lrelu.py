@@ -167,6 +167,7 @@ def _forward(x, b, fu, fd, *arguments):
             y,
             signs if save_signs else None,
             FilteredLrelu(*constants),
+            channels_last,
         )
     return y, signs
 
@@ -190,6 +191,7 @@ def _masked(dy, signs, fu, fd, *arguments):
             filter_operand(fd, dy),
             dx,
             FilteredLrelu(*constants),
+            channels_last,
         )
     return dx
 
