@@ -381,12 +381,54 @@ def _adain_calls() -> Iterator[Call]:
         )
 
 
+def _filtered_lrelu(x, b, fu, fd, up, down, padding, clamp=None, slope=0.2, flip_filter=False):
+    """Zero-stuff, filter, bend, filter, decimate."""
+    x = x + b[:, None, None]
+    u = _fir(x, fu, (up, up), (1, 1), padding, flip_filter, up**2)
+    v = reference_bias_act(u, act="lrelu", alpha=slope, clamp=clamp)
+    return _fir(v, fd, (1, 1), (down, down), flip_filter=flip_filter)
+
+
+def _filtered_lrelu_calls() -> Iterator[Call]:
+    twelve = torch.tensor([1.0, -3, 2, 9, 21, 30, 28, 19, 12, 5, -2, 1]) / 64
+    short = torch.tensor([1.0, 3, 4, -1, 2]) / 8
+    full = torch.tensor([[1.0, 2, 3], [4, 5, 1]]) / 16
+    usual = {"fu": twelve, "fd": twelve, "up": 2, "down": 2, "padding": (9, 8, 9, 8)}
+    everything: tuple[dict[str, Any], ...] = (
+        {**usual, "clamp": 0.6131},
+        {**usual, "fu": twelve.repeat_interleave(2) / 2, "up": 4, "padding": (9, 7, 12, 10)},
+        {**usual, "fd": twelve.repeat_interleave(2) / 2, "down": 4, "padding": (17, 15, 18, 16)},
+        {"fu": short, "fd": None, "up": 3, "down": 1, "padding": (-1, 4, 3, -2), "clamp": 0.7719},
+        {"fu": None, "fd": short, "up": 1, "down": 2, "padding": (1, 3, 2, 1), "flip_filter": True},
+        {"fu": None, "fd": None, "up": 1, "down": 1, "padding": (0, 0, 0, 0), "clamp": 0.7719},
+        # No bend: where no kernel takes a filter, rounding to 16 bits would decide the branch.
+        {**usual, "fd": full, "padding": (6, 5, 5, 6), "slope": 1.0},
+        {**usual, "fu": full, "padding": (6, 5, 5, 6), "slope": 1.0},
+    )
+    shapes = ((2, 3, 9, 7), (1, 17, 6, 11))
+    for arguments, shape, layout in itertools.product(everything, shapes, LAYOUTS):
+        factors = arguments["up"] * arguments["down"]
+        yield Call(
+            "filtered_lrelu",
+            ops.filtered_lrelu,
+            _filtered_lrelu,
+            {"x": _draw(*shape), "b": _draw(shape[1], seed=1)},
+            arguments,
+            layout,
+            terms=144 if factors > 1 else 1,
+            rarity=(arguments is not everything[0])
+            + (shape != shapes[0])
+            + (layout != "contiguous"),
+        )
+
+
 CALLS: dict[str, Callable[[], Iterator[Call]]] = {
     "setup_filter": _setup_filter_calls,
     "bias_act": _bias_act_calls,
     "upfirdn2d": _upfirdn2d_calls,
     "conv2d_resample": _conv2d_resample_calls,
     "modulated_conv2d": _modulated_conv2d_calls,
+    "filtered_lrelu": _filtered_lrelu_calls,
     "adain": _adain_calls,
 }
 
