@@ -59,7 +59,17 @@ LEVELS = {
 function or a layer; a network makes images or judges them; a training step runs both, of ours or
 of another repository."""
 
-OPS = ("bias_act", "upfirdn2d", "adain", "photographs", "layers", "networks", "training", "swap")
+OPS = (
+    "bias_act",
+    "upfirdn2d",
+    "filtered_lrelu",
+    "adain",
+    "photographs",
+    "layers",
+    "networks",
+    "training",
+    "swap",
+)
 MODES = tuple(dict.fromkeys(mode for modes in LEVELS.values() for mode in modes))
 
 
@@ -279,6 +289,26 @@ def _timed(size: str, case: Case) -> bool:
     return wanted and case.layout == "nchw" and (case.mode == "forward" or case.shape == TARGETS[0])
 
 
+def _bent(size: str, device_type: str) -> dict[tuple[str, tuple[int, ...]], str]:
+    """(variant, shape of the input) -> the layer of StyleGAN3 that has it."""
+    found = {("up2 down2", 512, 38): "256-T L1"}
+    if size != "quick":
+        found |= {
+            ("up4 down2", 181, 150): "256-T L10",
+            ("up2 down2", 91, 278): "256-T L12",
+            ("up2 down2 radial", 256, 84): "R L4",
+        }
+    if size == "full":
+        found |= {("up4 down2", 323, 278): "1024-T L10", ("up2 down2", 51, 1046): "1024-T L12"}
+    return {
+        (
+            variant,
+            (batch(Layer(where, channels, width), device_type), channels, width, width),
+        ): where
+        for (variant, channels, width), where in found.items()
+    }
+
+
 def _normalised(size: str) -> dict[tuple[int, ...], str]:
     """Shape -> where it is found, of what StyleGAN normalises."""
     if size == "quick":
@@ -382,6 +412,15 @@ def select(
         for mode in LEVELS[level]
     ]
     cases += [case for case in resamplings if _timed(size, case)]
+    cases += [
+        Case("filtered_lrelu", layer, shape, dtype, layout, level, mode, variant)
+        for (variant, shape), layer in _bent(size, device_type).items()
+        for dtype in dtypes
+        for layout in LAYOUTS
+        for level in ("kernel", "user")
+        for mode in LEVELS[level]
+        if mode != "double backward" or size == "full"
+    ]
     cases += [
         Case("adain", layer, shape, dtype, layout, level, mode)
         for shape, layer in _normalised(size).items()

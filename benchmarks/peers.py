@@ -4,6 +4,8 @@ Families, told apart by the files present:
 
     torch_utils/ops/bias_act.py   bias_act(x, b, dim, act, alpha, gain, clamp, impl='ref' | 'cuda')
                     upfirdn2d.py  upfirdn2d(x, f, up, down, padding, flip_filter, gain, impl)
+                    filtered_lrelu.py  filtered_lrelu(x, fu, fd, b, up, down, padding, gain, slope,
+                                       clamp, flip_filter, impl), in the later release
     op/                           fused_leaky_relu(input, bias, negative_slope, scale)
                                   upfirdn2d(input, kernel, up, down, pad), of which pad is (before,
                                   after) on both axes
@@ -15,6 +17,7 @@ Discriminator have the names of ours and take our weights.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import sys
@@ -49,6 +52,8 @@ class Peer:
     """(x, b, clamp) -> clamp(√2 · lrelu(x + b))"""
     upfirdn2d: Upfirdn2d | None = None
     upfirdn2d_problem: str = ""
+    filtered_lrelu: Callable[..., Tensor] | None = None
+    filtered_lrelu_problem: str = "this checkout has no filtered_lrelu"
     networks: ModuleType | None = None
     networks_problem: str = "this family's networks differ from ours"
 
@@ -83,6 +88,14 @@ def load(path: str, device: torch.device) -> Peer:
             peer = replace(peer, upfirdn2d=upfirdn2d)
         except Exception as error:
             peer = replace(peer, upfirdn2d_problem=f"import failed: {one_line(error)}")
+        if (root / "torch_utils" / "ops" / "filtered_lrelu.py").is_file():
+            try:
+                function = importlib.import_module("torch_utils.ops.filtered_lrelu").filtered_lrelu
+                function = functools.partial(function, impl=_impl(device))
+                function(torch.ones(1, 2, 3, 3, device=device))
+                peer = replace(peer, filtered_lrelu=function, filtered_lrelu_problem="")
+            except Exception as error:
+                peer = replace(peer, filtered_lrelu_problem=f"import failed: {one_line(error)}")
         for module in ("networks_stylegan2", "networks"):
             if (root / "training" / f"{module}.py").is_file():
                 try:

@@ -21,6 +21,7 @@ NO_PLOTS = "no plots: matplotlib is missing; pip install 'stylegan_fast[bench]',
 STOCK = {
     "bias_act": "add, leaky_relu, mul, clamp",
     "upfirdn2d": "zero-stuff, pad, depthwise conv2d; mul, add, add, leaky_relu, mul, clamp",
+    "filtered_lrelu": "add, zero-stuff, pad, depthwise conv2d, leaky_relu, mul, clamp, conv2d",
     "adain": "mul, add, add, leaky_relu, mul, instance_norm, mul, add",
     "photographs": "zero-stuff, pad, depthwise conv2d",
     "layers": "grouped convolution with a weight for each sample, then the passes of the others",

@@ -17,6 +17,7 @@ from .adain import Adain
 from .bias_act import BiasAct
 from .cases import Case
 from .end_to_end import TrainingStep
+from .filtered_lrelu import FilteredLrelu
 from .layers import ConvolutionLayer
 from .machine import MEMORY_METHODS, launches, matrix_product, matrix_rate, peak_memory
 from .networks import NetworkForward
@@ -31,6 +32,7 @@ from .workload import Provider, Session, Workload
 WORKLOADS: dict[str, Callable[[Case, Session], Workload]] = {
     "bias_act": BiasAct,
     "upfirdn2d": Upfirdn2d,
+    "filtered_lrelu": FilteredLrelu,
     "adain": Adain,
     "photographs": Photographs,
     "layers": ConvolutionLayer,

@@ -149,10 +149,11 @@ def _output(x: torch.Tensor, size: Sequence[int], channels_last: bool) -> torch.
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-def _signs(x: torch.Tensor, height: int, width: int, channels_last: bool) -> torch.Tensor:
+def signs_size(x: torch.Tensor, height: int, width: int, channels_last: bool) -> int:
+    """Bytes of the signs of an image between the filters."""
     n, channels = x.shape[:2]
     rows, row = (height * width, channels) if channels_last else (channels * height, width)
-    return x.new_empty(n * rows * mask_size(row), dtype=torch.uint8)
+    return n * rows * mask_size(row)
 
 
 def _forward(x, b, fu, fd, *arguments):
@@ -176,8 +177,8 @@ def _forward_fake(x, b, fu, fd, *arguments):
     *constants, size, channels_last, save_signs, _ = arguments
     problem = FilteredLrelu(*constants)
     height = problem.sign_height if save_signs else 0
-    y = _output(x, size, channels_last)
-    return y, _signs(x, height, problem.sign_width, channels_last)
+    signs = x.new_empty(signs_size(x, height, problem.sign_width, channels_last), dtype=torch.uint8)
+    return _output(x, size, channels_last), signs
 
 
 def _masked(dy, signs, fu, fd, *arguments):
