@@ -300,13 +300,11 @@ def _bent(size: str, device_type: str) -> dict[tuple[str, tuple[int, ...]], str]
         }
     if size == "full":
         found |= {("up4 down2", 323, 278): "1024-T L10", ("up2 down2", 51, 1046): "1024-T L12"}
-    return {
-        (
-            variant,
-            (batch(Layer(where, channels, width), device_type), channels, width, width),
-        ): where
-        for (variant, channels, width), where in found.items()
-    }
+    shapes = {}
+    for (variant, channels, width), where in found.items():
+        n = batch(Layer(where, channels, width), device_type)
+        shapes[variant, (n, channels, width, width)] = where
+    return shapes
 
 
 def _normalised(size: str) -> dict[tuple[int, ...], str]:
