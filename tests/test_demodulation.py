@@ -109,7 +109,7 @@ def test_every_order_matches_the_reference(kernels, dtype, device):
     skip_where_refused(kernels, dtype)
     for shape, samples in SHAPES:
         weight, styles = operands(shape, samples, dtype, device)
-        actual = derivatives(lambda w, s: demodulation(w, s, kernels), weight, styles)
+        actual = derivatives(lambda w, s: demodulation(w, s, backend=kernels), weight, styles)
         expected = derivatives(reference, weight.double(), styles.double())
         assert len(actual) == len(expected) == 9
         for value, wanted in zip(actual, expected):
@@ -124,7 +124,7 @@ def test_gradcheck(kernels, device):
     leaves = [t.requires_grad_() for t in leaves]
 
     def function(weight, styles):
-        return demodulation(weight, styles, kernels)
+        return demodulation(weight, styles, backend=kernels)
 
     def first(weight, styles):
         return torch.autograd.grad(
@@ -141,7 +141,7 @@ def test_gradients_of_what_is_asked_for_only(kernels, asked, device):
     leaves = operands((5, 7, 3, 3), 2, torch.float32, device)
     leaves = [t.requires_grad_(i in asked) for i, t in enumerate(leaves)]
     wanted = [leaves[i] for i in asked]
-    actual = torch.autograd.grad(demodulation(*leaves, kernels).sum(), wanted)
+    actual = torch.autograd.grad(demodulation(*leaves, backend=kernels).sum(), wanted)
     doubles = [t.detach().double().requires_grad_() for t in leaves]
     expected = torch.autograd.grad(reference(*doubles).sum(), [doubles[i] for i in asked])
     for g, want in zip(actual, expected):
@@ -159,7 +159,7 @@ def test_the_weight_s_gradient_is_skipped(kernels, device):
         return torch.autograd.grad(d.sum(), styles, create_graph=True)[0].square().sum()
 
     with no_weight_gradients():
-        value = slope(lambda w, s: demodulation(w, s, kernels))
+        value = slope(lambda w, s: demodulation(w, s, backend=kernels))
         value.backward(retain_graph=True)
         assert weight.grad is None and styles.grad.abs().max() > 0
     (actual,) = torch.autograd.grad(value, weight)
@@ -170,7 +170,7 @@ def test_no_more_is_kept_than_arguments_and_results(kernels, device):
     weight, styles = operands((5, 7, 3, 3), 2, torch.float32, device)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        demodulation(weight.requires_grad_(), styles, kernels)
+        demodulation(weight.requires_grad_(), styles, backend=kernels)
     assert sorted(t.numel() for t in saved) == sorted((5 * 7 * 9, 2 * 7, 2 * 5, 5 * 7))
 
 
@@ -179,7 +179,7 @@ def test_what_has_no_energy(kernels, device):
     weight[1] = 0
     styles[0] = 0
     leaves = [weight.requires_grad_(), styles.requires_grad_()]
-    d = demodulation(*leaves, kernels)
+    d = demodulation(*leaves, backend=kernels)
     assert_matches(d[0], torch.full_like(d[0], 1e4))
     assert_matches(d[:, 1], torch.full_like(d[:, 1], 1e4))
     d_weight, d_styles = torch.autograd.grad(d.sum(), leaves)
@@ -190,7 +190,7 @@ def test_what_has_no_energy(kernels, device):
 def test_what_overflows(kernels, device):
     weight, styles = operands((5, 7, 3, 3), 3, torch.float32, device)
     styles[1] = 1e20
-    d = demodulation(weight, styles.requires_grad_(), kernels)
+    d = demodulation(weight, styles.requires_grad_(), backend=kernels)
     assert torch.equal(d[1], torch.zeros_like(d[1]))
     (d_styles,) = torch.autograd.grad(d.sum(), styles)
     assert not d_styles[1].any()
@@ -201,7 +201,7 @@ def test_a_dtype_without_a_kernel(kernels, device, monkeypatch):
     """float64 weights of float32 images."""
     leaves = operands((5, 7, 3, 3), 2, torch.float64, device)
     monkeypatch.setattr(backends.BACKENDS[kernels], "dtypes", lambda: (torch.float32,))
-    assert torch.equal(demodulation(*leaves, kernels), reference(*leaves))
+    assert torch.equal(demodulation(*leaves, backend=kernels), reference(*leaves))
 
 
 def test_threads_agree():
@@ -225,7 +225,7 @@ def test_torch_compile(kernels, compiler, device):
     torch._dynamo.reset()
 
     def function(weight, styles):
-        return demodulation(weight, styles, kernels)
+        return demodulation(weight, styles, backend=kernels)
 
     compiled = torch.compile(function, fullgraph=True, backend=compiler)
     leaves = [t.requires_grad_() for t in operands((5, 7, 3, 3), 2, torch.float32, device)]

@@ -15,9 +15,11 @@ from ._library import define, needed_gradients, tensor_positions
 def demodulation(
     weight: torch.Tensor,  # [O, I, kh, kw]
     styles: torch.Tensor,  # [N, I], of the same dtype
+    eps: float = DEMODULATION_EPS,
+    *,
     backend: str,
 ) -> torch.Tensor:  # [N, O]
-    """d[n,o] = (sum over i of styles[n,i]^2 * energy[o,i] + 1e-8)^-1/2
+    """d[n,o] = (sum over i of styles[n,i]^2 * energy[o,i] + eps)^-1/2
 
         energy[o,i] = sum over ky, kx of weight[o,i,ky,kx]^2
 
@@ -25,10 +27,10 @@ def demodulation(
     backend has no kernel is the reference's.
     """
     if weight.dtype not in backends.BACKENDS[backend].dtypes():
-        return reference_demodulation(weight, styles)
+        return reference_demodulation(weight, styles, eps)
     if torch.is_grad_enabled() and (weight.requires_grad or styles.requires_grad):
-        return _Demodulation.apply(weight, styles, DEMODULATION_EPS, backend)[0]
-    return demodulation_op(weight, styles, DEMODULATION_EPS, backend)[0]
+        return _Demodulation.apply(weight, styles, eps, backend)[0]
+    return demodulation_op(weight, styles, eps, backend)[0]
 
 
 def _forward(weight, styles, eps, backend):

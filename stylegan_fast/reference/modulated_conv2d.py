@@ -32,11 +32,16 @@ def _divided_by_rms(t: torch.Tensor, dims: list[int]) -> torch.Tensor:
 
 DEMODULATION_EPS = 1e-8
 
+NO_WEIGHT = 1e-18
+"""In place of that, so small that only a weight of zeros meets it."""
 
-def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
-    """d[n,o] = (sum over i, ky, kx of (weight[o,i,ky,kx] * styles[n,i])^2 + 1e-8)^-1/2"""
+
+def demodulation(
+    weight: torch.Tensor, styles: torch.Tensor, eps: float = DEMODULATION_EPS
+) -> torch.Tensor:
+    """d[n,o] = (sum over i, ky, kx of (weight[o,i,ky,kx] * styles[n,i])^2 + eps)^-1/2"""
     energy = weight.square().sum([2, 3])
-    return (styles.square() @ energy.t() + DEMODULATION_EPS).rsqrt()
+    return (styles.square() @ energy.t() + eps).rsqrt()
 
 
 class Coefficients(NamedTuple):
@@ -53,24 +58,33 @@ def coefficients(
     styles: torch.Tensor,
     demodulate: bool,
     input_gain: float | torch.Tensor | None,
-    demodulation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = demodulation,
+    demodulation: Callable[..., torch.Tensor] = demodulation,
 ) -> Coefficients:
     """See `stylegan_fast.ops.modulated_conv2d`; x matters for its dtype only."""
     dtype = torch.promote_types(torch.promote_types(weight.dtype, styles.dtype), torch.float32)
     weight, before, after = weight.to(dtype), styles.to(dtype), None
-    guarded = input_gain is None and convolution_dtype(x) == torch.float16
+    half = convolution_dtype(x) == torch.float16
+    guarded = input_gain is None and half
+    fan_in = weight[0].numel()
     if demodulate:
         with without_autocast(x):
             if input_gain is not None:
-                weight = _divided_by_rms(weight, [1, 2, 3])
                 before = _divided_by_rms(before, [0, 1])
+                if half:
+                    weight = _divided_by_rms(weight, [1, 2, 3])
             elif guarded:
                 # Against overflow. These factors cancel in the result, so they are constants.
-                fan_in = weight[0].numel()
                 largest = weight.detach().abs().amax([1, 2, 3], keepdim=True)
                 weight = _divided(weight, largest * fan_in**0.5)
                 before = _divided(before, before.detach().abs().amax(1, keepdim=True))
-            after = demodulation(weight, before)
+            if input_gain is None or half:
+                after = demodulation(weight, before)
+            else:
+                # The weight divided by its root mean square would multiply d by that size, which
+                # leaves d as it is but for its eps: relative to the mean square, a part of each
+                # style.
+                floored = (before.square() + DEMODULATION_EPS / fan_in).sqrt()
+                after = demodulation(weight, floored, NO_WEIGHT)
     elif guarded:
         largest = before.detach().abs().amax(1, keepdim=True)
         before = _divided(before, largest)
