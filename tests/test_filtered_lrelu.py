@@ -7,7 +7,9 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_fast import backends
+from stylegan_fast.backends.geometry import FilteredLrelu
 from stylegan_fast.ops import filtered_lrelu, setup_filter
+from stylegan_fast.ops.filtered_lrelu import forward_op, masked_op
 from stylegan_fast.reference.filtered_lrelu import filtered_lrelu as reference
 from stylegan_fast.testing import assert_matches
 
@@ -221,3 +223,39 @@ def test_no_samples(backend, device):
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         filtered_lrelu(**{"x": torch.zeros(2, 3, 7, 5), **arguments})
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_operators(channels_last):
+    """Schemas, fakes and strides."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, b = operands(torch.float32, shape=(2, 3, 9, 7))
+    problem = FilteredLrelu(2, 2, 9, 7, False, 5.6, 0.2, 0.3, 24, 20)
+    constants = (*problem, [7, 5], channels_last)
+    x = x.contiguous(memory_format=layout)
+    for save_signs in (False, True):
+        torch.library.opcheck(forward_op, (x, b, TWELVE, TWELVE, *constants, save_signs, "cpu"))
+    y, signs = forward_op(x, b, TWELVE, TWELVE, *constants, True, "cpu")
+    problem = problem.transposed((12, 12), (12, 12))
+    constants = (*problem, [9, 7], channels_last, "cpu")
+    torch.library.opcheck(masked_op, (y, signs, TWELVE, TWELVE, *constants))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled(dynamic):
+    def gradient(x, b):
+        y = filtered_lrelu(x, b=b, **USUAL, clamp=0.3)
+        return y, *torch.autograd.grad(y.square().sum(), (x, b))
+
+    compiled = torch.compile(
+        lambda x, b: filtered_lrelu(x, b=b, **USUAL, clamp=0.3),
+        fullgraph=True,
+        dynamic=dynamic,
+        backend="aot_eager",
+    )
+    for shape in ((2, 3, 9, 7), (1, 4, 8, 11)):
+        x, b = (t.requires_grad_() for t in operands(torch.float32, shape=shape))
+        y = compiled(x, b)
+        actual = y, *torch.autograd.grad(y.square().sum(), (x, b))
+        for a, e in zip(actual, gradient(x, b)):
+            assert torch.equal(a, e)

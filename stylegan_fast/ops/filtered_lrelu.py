@@ -124,6 +124,8 @@ def filtered_lrelu(
     )
     channels_last = memory_format_of(x) == torch.channels_last
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
+        if fd is fu and fd is not None:
+            fd = fd.view_as(fd)  # Dynamo takes a tensor once
         return _FilteredLrelu.apply(x, b, fu, fd, problem, size, channels_last, name)[0]
     return forward_op(x, b, fu, fd, *problem, size, channels_last, False, name)[0]
 
