@@ -183,13 +183,13 @@ class MixedPrecisionBlock(nn.Module):
         self.channels_last = use_fp16 and fp16_channels_last
 
     def working_format(
-        self, device: torch.device, force_fp32: bool | None
+        self, weight: Tensor, force_fp32: bool | None
     ) -> tuple[torch.dtype, torch.memory_format]:
-        """The dtype and the memory format of the block's activations."""
+        """The dtype and the memory format of the activations of a block with this weight."""
         if force_fp32 is None:
-            force_fp32 = device.type != "cuda"
+            force_fp32 = weight.device.type != "cuda"
         if not self.use_fp16 or force_fp32:
-            return self.conv1.weight.dtype, torch.contiguous_format
+            return weight.dtype, torch.contiguous_format
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         return self.half_dtype, memory_format
 
@@ -298,7 +298,7 @@ class SynthesisBlock(MixedPrecisionBlock):
         check_shape("ws", ws, "N", self.num_conv + self.num_torgb, self.w_dim)
         samples = ws.shape[0]
         styles = iter(ws.unbind(dim=1))
-        dtype, memory_format = self.working_format(ws.device, force_fp32)
+        dtype, memory_format = self.working_format(self.conv1.weight, force_fp32)
         if fused_modconv is None:
             fused_modconv = self._fused_modconv(dtype, samples)
         layer_kwargs = {**layer_kwargs, "fused_modconv": fused_modconv}
@@ -538,8 +538,7 @@ class DiscriminatorBlock(MixedPrecisionBlock):
     def forward(
         self, x: Tensor | None, img: Tensor | None, force_fp32: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        device = self.resample_filter.device
-        dtype, memory_format = self.working_format(device, force_fp32)
+        dtype, memory_format = self.working_format(self.conv1.weight, force_fp32)
         size = (self.resolution, self.resolution)
         if self.in_channels != 0:
             x = check_shape("x", x, "N", self.in_channels, *size)
