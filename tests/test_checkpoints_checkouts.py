@@ -59,6 +59,13 @@ LATER = "    from training.networks_stylegan2 import Generator, Discriminator" +
     "{generator}", "fused_modconv_default='inference_only', **small"
 )
 
+ALIAS_FREE = (
+    "    from training.networks_stylegan3 import Generator\n"
+    "    from training.networks_stylegan2 import Discriminator"
+    + NVLABS.format(c_dim="{c_dim}", generator="num_layers=5, {config}**small")
+)
+RADIAL = "conv_kernel=1, use_radial_filters=True, "
+
 SMALL = """
     G = Generator(32, 64, 2, channel_multiplier=1)
     D = Discriminator(32, channel_multiplier=1)
@@ -94,6 +101,8 @@ REPOSITORIES = {
     "stylegan2-ada-pytorch with labels": EARLIER.format(c_dim=5),
     "stylegan3": LATER.format(c_dim=0),
     "stylegan3 with labels": LATER.format(c_dim=5),
+    "stylegan3 T": ALIAS_FREE.format(c_dim=0, config=""),
+    "stylegan3 R with labels": ALIAS_FREE.format(c_dim=5, config=RADIAL),
     "stylegan2-pytorch": ROSINALITY,
     "BasicSR": BASICSR,
 }

@@ -331,12 +331,12 @@ FILES = {
     "big endian": (zip_file({"x/data.pkl": b"N.", "x/byteorder": b"big"}), "big-endian"),
     "other state_dict": (
         saved({"conv.weight": torch.zeros(2)}),
-        "no network of StyleGAN2, but a dictionary of conv.weight",
+        "no network of StyleGAN, but a dictionary of conv.weight",
     ),
-    "other value": (saved([1, 2]), "no network of StyleGAN2, but a list"),
+    "other value": (saved([1, 2]), "no network of StyleGAN, but a list"),
     "tensors elsewhere": (
         zip_file({"x/data.pkl": saved(torch.zeros(2)).split(b"PK")[0] + b"N."}),
-        "no network of StyleGAN2, but a NoneType",
+        "no network of StyleGAN, but a NoneType",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Networks in files: the library's own, and those of other StyleGAN2 code bases.
+"""Networks in files: the library's own, and those of other StyleGAN code bases.
 
 Nothing in a file is executed: no class is imported and no function called by a name the file gives.
 """

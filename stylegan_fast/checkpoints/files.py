@@ -41,7 +41,7 @@ def read(path: str | os.PathLike[str], family: str = "stylegan2") -> Contents:
             value = _unpickled(start, file.read())
         contents = originals.contents(value) or state_dicts.contents(value, family)
         if contents is None:
-            raise CheckpointError(f"it holds no network of StyleGAN2, but {_summary(value)}")
+            raise CheckpointError(f"it holds no network of StyleGAN, but {_summary(value)}")
         return contents
     except (OSError, MemoryError, CheckpointError) as error:
         raise _failure(path, error) from error
@@ -91,10 +91,10 @@ def load_networks(
     """The networks of a file by name ("G", "D", "G_ema"), as their constructors leave them but for
     their tensors: in training mode and trainable.
 
-    Files of `save_networks`; network pickles of the originals' PyTorch releases, StyleGAN2's; .pt
-    files of rosinality's stylegan2-pytorch and .pth files of BasicSR's StyleGAN2, whose networks
-    come from this module of stylegan_fast.models: "stylegan2", which training and generation use,
-    or "rosinality". Nothing in the file is executed.
+    Files of `save_networks`; network pickles of the originals' PyTorch releases, StyleGAN2's and
+    StyleGAN3's; .pt files of rosinality's stylegan2-pytorch and .pth files of BasicSR's StyleGAN2,
+    whose networks come from this module of stylegan_fast.models: "stylegan2", which training and
+    generation use, or "rosinality". Nothing in the file is executed.
 
     CheckpointError, naming the file and what is wrong, for any other, damaged or malicious file.
     """

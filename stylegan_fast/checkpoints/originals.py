@@ -1,9 +1,10 @@
-"""The network pickles of the originals' PyTorch releases, built from `models.stylegan2`.
+"""The network pickles of the originals' PyTorch releases, built from `models.stylegan2` and
+`models.stylegan3`.
 
 A file is a dictionary of networks. Each carries its own source code, which is left alone, the
-arguments of its constructor and its modules' state. The earlier release (stylegan2-ada-pytorch) has
-the synthesis network's arguments in a dictionary of their own, the later one (stylegan3's copy of
-StyleGAN2) among the others, with other defaults.
+arguments of its constructor and its modules' state. Of StyleGAN2, the earlier release
+(stylegan2-ada-pytorch) has the synthesis network's arguments in a dictionary of their own, the
+later one (stylegan3's copy) among the others, with other defaults.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models import stylegan2
+from ..models import stylegan2, stylegan3
+from ..models._recorded import class_path
 from .contents import CheckpointError, Contents, Stored
 from .pickles import Record, StoredTensor
 
@@ -35,10 +37,11 @@ def contents(value: Any) -> Contents | None:
     if not isinstance(value, dict):
         return None
     modules = {name: value[name] for name in ("G", "D", "G_ema") if is_module(value.get(name))}
-    for name, module in modules.items():
-        _check_class(name, module)
-    earlier = any(_is_of_earlier_release(module) for module in modules.values())
-    networks = {name: _stored(module, earlier) for name, module in modules.items()}
+    classes = {name: _class(name, module) for name, module in modules.items()}
+    earlier = stylegan3.Generator not in classes.values() and any(
+        _is_of_earlier_release(module) for module in modules.values()
+    )
+    networks = {name: _stored(module, classes[name], earlier) for name, module in modules.items()}
     return Contents(LAYOUT, networks) if networks else None
 
 
@@ -48,12 +51,14 @@ def is_module(value: Any) -> bool:
     return isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in _PARTS)
 
 
-def _check_class(name: str, module: Record) -> None:
+def _class(name: str, module: Record) -> type[nn.Module]:
     synthesis = module.state["_modules"].get("synthesis")
-    if is_module(synthesis) and "input" in synthesis.state["_modules"]:
-        raise CheckpointError(f"{name} is a StyleGAN3 generator, which this library does not have")
+    has_input = is_module(synthesis) and "input" in synthesis.state["_modules"]
+    if module.name == "Generator" and has_input:
+        return stylegan3.Generator
     if module.name not in _CLASSES:
         raise CheckpointError(f"{name} is a {module.name}, which this library does not have")
+    return _CLASSES[module.name]
 
 
 def _is_of_earlier_release(module: Record) -> bool:
@@ -63,22 +68,24 @@ def _is_of_earlier_release(module: Record) -> bool:
     return beta == 0.995 or "synthesis_kwargs" in _arguments(module)
 
 
-def _stored(module: Record, earlier: bool) -> Stored:
+def _stored(module: Record, network: type[nn.Module], earlier: bool) -> Stored:
     arguments = _arguments(module)
+    if network is stylegan3.Generator:
+        return Stored(class_path(network), arguments, _tensors(module))
     arguments.update(arguments.pop("synthesis_kwargs", {}))
     if not earlier:
         arguments = {"conv_clamp": 256, "num_fp16_res": 4, **arguments}
-    if module.name == "Generator" and earlier:
+    if network is stylegan2.Generator and earlier:
         arguments["mapping_kwargs"] = {"w_avg_beta": 0.995, **arguments.get("mapping_kwargs", {})}
-    elif module.name == "Generator":
+    elif network is stylegan2.Generator:
         arguments = {"fused_modconv_default": True, **arguments}
     notes = [f"constructor of the {'earlier' if earlier else 'later'} release"]
-    return Stored(f"stylegan2.{module.name}", arguments, _tensors(module), notes)
+    return Stored(class_path(network), arguments, _tensors(module), notes)
 
 
 def _arguments(module: Record) -> dict[str, Any]:
     """The constructor's arguments by name. (The name of the seventh of the earlier release's
-    generator is that of our further keyword arguments.)"""
+    generator is that of our further keyword arguments; that of StyleGAN3 has the same six.)"""
     given, named = module.state.get("_init_args"), module.state.get("_init_kwargs")
     if not isinstance(given, (tuple, list)) or not isinstance(named, dict):
         raise CheckpointError(f"a {module.name} comes without its constructor's arguments")
