@@ -1,6 +1,7 @@
 """Generation: latents, files, directions, projection, and the commands on top of them."""
 
 import copy
+import functools
 import hashlib
 import math
 import shutil
@@ -17,9 +18,9 @@ from torch import nn
 from stylegan_fast.__main__ import main
 from stylegan_fast.checkpoints import save_networks
 from stylegan_fast.generation import directions, images, load, projection, styles
-from stylegan_fast.models import rosinality, stylegan, stylegan2
+from stylegan_fast.models import rosinality, stylegan, stylegan2, stylegan3
 
-FAMILIES = ("stylegan", "stylegan2", "rosinality")
+FAMILIES = ("stylegan", "stylegan2", "stylegan3", "rosinality")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,6 +38,9 @@ def make(family, c_dim=0):
         network = stylegan.Generator(5, 16, z_dim=6, c_dim=c_dim, **shared)
     elif family == "stylegan2":
         network = stylegan2.Generator(6, c_dim, 5, 8, 3, **shared)
+    elif family == "stylegan3":
+        radial = {"conv_kernel": 1, "use_radial_filters": True}
+        network = stylegan3.Generator(6, c_dim, 5, 16, 3, num_layers=3, **radial, **shared)
     else:
         network = rosinality.Generator(8, 5, 2)
     with torch.no_grad():
@@ -238,7 +242,7 @@ def test_rendering_is_deterministic(files, family, noise_mode):
     (alone,) = images.render(generator, ws[1:2], noise_mode, [1])
     np.testing.assert_array_equal(alone, together[1])
     (other,) = images.render(generator, ws[1:2], noise_mode, [4])
-    assert (other == alone).all() == (noise_mode != "random")
+    assert (other == alone).all() == (noise_mode != "random" or family == "stylegan3")
 
 
 def test_rosinalitys_generator_in_the_packages_view(files):
@@ -252,6 +256,28 @@ def test_rosinalitys_generator_in_the_packages_view(files):
     assert not torch.allclose(generator.synthesis(ws, noise_mode="none"), expected)
     center = network.mean_latent(100_000)[0]
     assert (generator.mapping.w_avg - center).norm() < 0.1 * center.norm() + 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "moved"),
+    [
+        (("--rotate", 90), lambda image: np.rot90(image)),
+        (("--rotate", -180), lambda image: np.rot90(image, 2)),
+        (("--translate=0.25,-0.125",), lambda image: np.roll(image, (-2, 4), (0, 1))),
+        (("--translate=0,0.25", "--rotate", 90), lambda image: np.roll(np.rot90(image), 4, 0)),
+    ],
+)
+def test_stylegan3_moves_and_turns(files, tmp_path, options, moved):
+    """By whole pixels and right angles, which the filters of StyleGAN3-R do not see."""
+    shared = ("generate", "--network", files["stylegan3"], "--seeds", 1, "--outdir")
+    pixels = {}
+    for name, given in (("still", ()), ("moved", options)):
+        assert command(*shared, tmp_path / name, *given) == 0
+        pixels[name] = np.array(Image.open(tmp_path / name / "seed0001.png")).astype(int)
+    inside = np.s_[4:12, 4:12]
+    expected = moved(pixels["still"])[inside]
+    assert np.abs(pixels["moved"][inside] - expected).max() <= 1
+    assert np.abs(pixels["still"][inside] - expected).max() > 8
 
 
 # Directions
@@ -271,7 +297,8 @@ def test_style_weights_know_their_rows(files, family):
     generator.synthesis(rows[None], noise_mode="none")
     assert len(weights) == len(seen)
     for row, weight in weights:
-        (match,) = [got for got, raw in seen if torch.allclose(raw / math.sqrt(5), weight)]
+        same = functools.partial(torch.allclose, weight * math.sqrt(5))
+        (match,) = [got for got, raw in seen if raw.shape == weight.shape and same(raw)]
         assert match == row
 
 
@@ -588,6 +615,14 @@ def bad(files, tmp_path):
         ("generate --network {stylegan} --seeds 1 --mix 2 --layers 4-6", "layer 6: this network"),
         ("generate --network {stylegan} --seeds 1 --layers 1", "--layers needs --mix or"),
         ("generate --network {stylegan} --seeds 1 --interpolate linear", "a way needs two keys"),
+        ("generate --network {stylegan2} --seeds 1 --rotate 9", "only the images of a StyleGAN3"),
+        ("generate --network {stylegan3} --seeds 1 --translate 1", "--translate '1' is not two"),
+        ("generate --network {stylegan3} --seeds 1 --translate 1,inf", "translate must be finite"),
+        ("generate --network {stylegan3} --seeds 1 --rotate nan", "rotate must be finite"),
+        (
+            "project --network {stylegan3} --target {red.png} --optimize-noise",
+            "this network has no noise maps",
+        ),
         ("generate --network {stylegan} --seeds 1 --frames 0", "--frames 0 --fps 30: both"),
         ("generate --network {stylegan} --seeds 1 --device tpu", "device='tpu': "),
         ("generate --network {stylegan} --latents {text.npz}", "text.npz: it is no .npz file"),

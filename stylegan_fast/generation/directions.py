@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..layers.checks import check_choice
-from ..models import stylegan, stylegan2
+from ..models import stylegan, stylegan2, stylegan3
 from .networks import Generator, RosinalitySynthesis
 from .styles import check_layers
 
@@ -91,6 +91,9 @@ def style_weights(generator: Generator) -> list[tuple[int, Tensor]]:
             layers = [getattr(block, name) for name in names if hasattr(block, name)]
             affines += [(row + index, layer.affine) for index, layer in enumerate(layers)]
             row += block.num_conv
+    elif isinstance(synthesis, stylegan3.SynthesisNetwork):
+        layers = [synthesis.input, *(getattr(synthesis, name) for name in synthesis.layer_names)]
+        affines = [(row, layer.affine) for row, layer in enumerate(layers)]
     elif isinstance(synthesis, RosinalitySynthesis):
         network = synthesis.network
         convs = [network.conv1, *network.convs]

@@ -64,6 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=float, default=30, help="frames a second (default: 30)")
     parser.add_argument("--format", choices=["gif", "mp4"], default="gif", help="default: gif")
     parser.add_argument("--no-loop", action="store_true", help="end at the last latent")
+    parser.add_argument(
+        "--translate",
+        metavar="X,Y",
+        help="StyleGAN3: move the images right and down, 1 being their width; write --translate=-1,0",
+    )
+    parser.add_argument(
+        "--rotate",
+        type=float,
+        metavar="DEGREES",
+        help="StyleGAN3: turn the images counter-clockwise about their centre, before they move",
+    )
 
 
 @reported
@@ -77,6 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"--frames {arguments.frames} --fps {arguments.fps:g}: both must be positive"
         )
     generator = load_generator(arguments)
+    if arguments.translate is not None or arguments.rotate is not None:
+        styles.move(generator, _pair("--translate", arguments.translate), arguments.rotate or 0)
     seeds, z, ws = latents(generator, arguments)
     if arguments.mix is not None:
         _mix(generator, arguments, seeds, ws)
@@ -163,6 +176,15 @@ def _interpolate(
     save_video(folder / film, frames, arguments.fps)
     save_latents(folder / "latents.npz", ws=ws)
     say_written(folder, film, "latents.npz")
+
+
+def _pair(option: str, text: str | None) -> tuple[float, float]:
+    """(0.3, 1) of "0.3,1"; ValueError naming the option."""
+    try:
+        x, y = map(float, (text or "0,0").split(","))
+    except ValueError:
+        raise ValueError(f"{option} {text!r} is not two numbers such as 0.3,1") from None
+    return x, y
 
 
 def _square(count: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import CheckpointError, load_generator
 from ..layers.checks import check_shape
-from ..models import rosinality, stylegan, stylegan2
+from ..models import rosinality, stylegan, stylegan2, stylegan3
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Generator:
@@ -76,4 +76,4 @@ class RosinalitySynthesis(nn.Module):
         return img
 
 
-Generator = stylegan.Generator | stylegan2.Generator | Rosinality
+Generator = stylegan.Generator | stylegan2.Generator | stylegan3.Generator | Rosinality

@@ -73,6 +73,8 @@ def project(
     rows = generator.num_ws if space == "w+" else 1
     w = w_avg.repeat(1, rows, 1).requires_grad_()
     noises = _noise_maps(synthesis) if optimize_noise else {}
+    if optimize_noise and not noises:
+        raise ValueError("this network has no noise maps to optimise")
     optimizer = torch.optim.Adam([w, *noises.values()], betas=(0.9, 0.999))
     losses = []
     for step in range(steps):

@@ -5,6 +5,7 @@ W+ is ws [N, num_ws, w_dim], a row for each layer; in W all rows of a sample are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.functional import normalize
 
 from .._checks import check_number
 from ..layers.checks import check_choice
+from ..models import stylegan3
 from .networks import Generator
 
 PATHS = ("linear", "spherical", "spline")
@@ -78,6 +80,19 @@ def mix(generator: Generator, ws: Tensor, other: Tensor, layers: Sequence[int]) 
     rows = check_layers(generator, layers)
     mixed[:, rows] = other[:, rows]
     return mixed
+
+
+def move(generator: Generator, translate: Sequence[float] = (0, 0), rotate: float = 0) -> None:
+    """From now on a StyleGAN3 generator turns its images `rotate` degrees counter-clockwise about
+    their centre, then moves them by `translate`: right and down, 1 being their width. ValueError
+    for another generator, or numbers that are not two, or not finite."""
+    if not isinstance(generator, stylegan3.Generator):
+        raise ValueError("only the images of a StyleGAN3 generator can be moved and turned")
+    x, y = (check_number("translate", value) for value in translate)
+    angle = math.radians(check_number("rotate", rotate))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    moved = torch.tensor([[cosine, sine, x], [-sine, cosine, y], [0, 0, 1]], dtype=torch.float64)
+    generator.synthesis.input.transform.copy_(moved.inverse())
 
 
 def interpolate(keys: Tensor, frames: int, path: str = "linear", loop: bool = True) -> Tensor:
