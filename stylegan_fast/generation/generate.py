@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--translate",
         metavar="X,Y",
-        help="StyleGAN3: move the images right and down, 1 being their width; write --translate=-1,0",
+        help="StyleGAN3: move the images right and down, 1 being their width (--translate=-0.5,0)",
     )
     parser.add_argument(
         "--rotate",

@@ -72,6 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--steps {arguments.steps} must be at least 1")
     as_int("--seed", arguments.seed, 0, LARGEST_SEED)
     generator = load_generator(arguments)
+    if arguments.optimize_noise:
+        projection.noise_maps(generator.synthesis)  # refuses a network that has none
     like = generator.mapping.w_avg
     target = read_image(arguments.target, generator.img_resolution, generator.img_channels)
     c = styles.labels(generator, 1, arguments.label)

@@ -72,9 +72,9 @@ def project(
 
     rows = generator.num_ws if space == "w+" else 1
     w = w_avg.repeat(1, rows, 1).requires_grad_()
-    noises = _noise_maps(synthesis) if optimize_noise else {}
-    if optimize_noise and not noises:
-        raise ValueError("this network has no noise maps to optimise")
+    noises = noise_maps(synthesis) if optimize_noise else {}
+    for noise in noises.values():
+        noise.requires_grad_()
     optimizer = torch.optim.Adam([w, *noises.values()], betas=(0.9, 0.999))
     losses = []
     for step in range(steps):
@@ -189,15 +189,15 @@ def _statistics(
     return mean, (w - mean).square().sum(dim=1).mean().sqrt()
 
 
-def _noise_maps(synthesis: nn.Module) -> dict[str, Tensor]:
-    """The buffers of constant noise, from now on tensors to optimise."""
+def noise_maps(synthesis: nn.Module) -> dict[str, Tensor]:
+    """The buffers of constant noise, by name; ValueError where there are none."""
     noises = {
         name: buffer
         for name, buffer in synthesis.named_buffers()
         if name.rpartition(".")[2].startswith("noise_")
     }
-    for noise in noises.values():
-        noise.requires_grad_()
+    if not noises:
+        raise ValueError("this network has no noise maps to optimise")
     return noises
 
 
