@@ -27,7 +27,7 @@ from stylegan_fast.training.config import TrainingConfig, micro_batch, preset
 from stylegan_fast.training.distributed import World
 from stylegan_fast.training.logs import Logs, read, save_grid
 from stylegan_fast.training.loop import NonFiniteLossError, Trainer
-from stylegan_fast.training.networks import Adapter
+from stylegan_fast.training.networks import Adapter, build
 
 TINY = {
     "resolution": 8, "z_dim": 6, "w_dim": 5, "mapping_layers": 2, "channel_base": 64,
@@ -181,6 +181,52 @@ def test_the_mean_of_w_follows_all_samples_of_a_step(tmp_path):
     expected = 0.25 * (means[0] + means[1]).double() / 2
     assert_matches(run.g.mapping.w_avg, expected, reduction=8)
     assert torch.equal(run.g_ema.mapping.w_avg, run.g.mapping.w_avg)
+
+
+STYLEGAN3 = {"network": "stylegan3-t", "synthesis_layers": 3, "style_mixing": 0.0}
+
+
+def test_a_run_of_stylegan3(tmp_path):
+    changes = {**STYLEGAN3, "blur_sigma": 1.5, "blur_kimg": 0.012}
+    run = trainer(tmp_path / "whole", **changes)
+    start = {name: value.clone() for name, value in weights(run).items()}
+    run.train()
+    for row in logged(run):
+        for name in ("loss_g", "loss_d", "r1", "path_length"):
+            assert np.isfinite(float(row[name])), name
+    end = weights(run)
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    fixed = ("_filter", "input.transform", "input.freqs", "input.phases")
+    assert moved == {name for name in start if not name.endswith(fixed)}
+    for name, value in end.items():
+        if name.endswith(("w_avg", "magnitude_ema")) and name.startswith("g."):
+            assert torch.equal(value, end[f"g_ema.{name[2:]}"]), name
+
+    trained(tmp_path / "parts", kimg=0.008, **changes)
+    assert_same(run, trained(tmp_path / "parts", resume="latest", **changes))
+
+
+def test_magnitudes_follow_all_samples_of_a_step(tmp_path):
+    """Every micro-batch moves them from where they were, the step to the mean."""
+    run = trainer(tmp_path, **STYLEGAN3)
+    for average in run._magnitudes:
+        average.fill_(3)
+    layer = run.g.synthesis.L1_28_8
+    beta = 0.5 ** (4 / 20_000)
+    assert layer.magnitude_ema_beta == beta
+    layer.magnitude_ema_beta = 0.5
+    seen = []
+    layer.register_forward_pre_hook(
+        lambda layer, args, kwargs: seen.append((kwargs, args[0].detach().square().mean())),
+        with_kwargs=True,
+    )
+    run.train_step(run.batches())
+    measured = [mean for kwargs, mean in seen if kwargs.get("update_emas")]
+    assert len(measured) == 2
+    assert len(seen) > 2
+    expected = 0.5 * 3 + 0.5 * torch.stack(measured).double().mean()
+    assert_matches(layer.magnitude_ema, expected, reduction=8)
+    assert torch.equal(run.g_ema.synthesis.L1_28_8.magnitude_ema, layer.magnitude_ema)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -461,14 +507,25 @@ def test_overfitting_draws_the_samples_to_the_data(tmp_path):
         ("stylegan", "float16", False),
         ("stylegan2", "bfloat16", False),
         ("stylegan2", "float16", True),
+        ("stylegan3-t", "bfloat16", False),
+        ("stylegan3-r", "float16", True),
     ],
 )
 def test_mixed_precision_keeps_weights_in_float32(tmp_path, network, precision, channels_last):
-    run = trainer(tmp_path, network=network, precision=precision, channels_last=channels_last)
-    layer = run.d.b8.conv0 if network == "stylegan2" else run.d.blocks[0][0]
+    run = trainer(
+        tmp_path,
+        network=network,
+        precision=precision,
+        channels_last=channels_last,
+        synthesis_layers=3,
+    )
+    layer = run.d.blocks[0][0] if network == "stylegan" else run.d.b8.conv0
     before = layer.weight.clone()
     seen = []
     layer.register_forward_hook(lambda module, args, out: seen.append(out))
+    if network.startswith("stylegan3"):
+        layers = [getattr(run.g.synthesis, name) for name in run.g.synthesis.layer_names]
+        layers[1].register_forward_hook(lambda module, args, out: seen.append(out))
     losses = run.train_step(run.batches())
     assert all(np.isfinite(value) for value in losses.values())
     assert {x.dtype for x in seen} == {getattr(torch, precision)}
@@ -587,6 +644,10 @@ def test_presets_are_named_network_and_resolution():
     )  # fmt: skip
     assert config.r1_gamma == pytest.approx(0.0002 * 256**2 / 16)
     assert preset("stylegan2-1024").channel_base == 32768
+    config = preset("stylegan3-t-512")
+    assert config.r1_gamma == pytest.approx(8.2, rel=1e-3)
+    assert (config.path_length_weight, config.style_mixing, config.blur_sigma) == (0, 0, 0)
+    assert preset("stylegan3-r-256").blur_sigma == 10
     config = preset("stylegan-128")
     assert (config.network, config.path_length_weight, config.d_reg_interval) == ("stylegan", 0, 1)
     assert TrainingConfig.from_json(json.loads(json.dumps(config.as_json()))) == config
@@ -596,6 +657,7 @@ def test_presets_are_named_network_and_resolution():
     "name, message",
     [
         ("stylegan2", "config='stylegan2' must be one of"),
+        ("stylegan3-32", "config='stylegan3-32' must be one of stylegan-RESOLUTION, .*3-t-RES"),
         ("stylegan4-32", "config='stylegan4-32' must be one of"),
         ("stylegan2-48", "resolution=48 must be a power of two"),
         ("stylegan2-4", "resolution=4 must be a power of two and at least 8"),
@@ -613,6 +675,9 @@ def test_unknown_presets_are_refused(name, message):
         ({"loss": "wasserstein"}, "loss='wasserstein' must be one of"),
         ({"batch": 0}, "batch=0 must be positive"),
         ({"style_mixing": 1.5}, "style_mixing=1.5 must be between 0 and 1"),
+        ({"synthesis_layers": 0}, "synthesis_layers=0 must be positive"),
+        ({"network": "stylegan3"}, "network='stylegan3' must be one of"),
+        ({"blur_sigma": -1.0}, "blur_sigma=-1.0 must not be negative"),
         ({"r1_gamma": -1.0}, "r1_gamma=-1.0 must not be negative"),
         ({"kimg": float("nan")}, "kimg=nan must be positive"),
         ({"kimg": float("inf")}, "kimg=inf must be finite"),
@@ -629,6 +694,34 @@ def test_unknown_presets_are_refused(name, message):
 def test_bad_fields_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**changes)
+
+
+def test_published_widths_of_stylegan3():
+    with torch.device("meta"):
+        for name, width in (("stylegan3-t-256", 512), ("stylegan3-r-512", 1024)):
+            g, d = build(preset(name), 3, 0)
+            assert (g.synthesis.input.channels, d.b4.out.in_features) == (width, 512)
+            assert len(g.synthesis.layer_names) == 15
+            assert not any(
+                getattr(g.synthesis, layer).use_fp16 for layer in g.synthesis.layer_names
+            )
+
+
+def test_the_blur_fades():
+    adapter = Adapter(TrainingConfig(blur_sigma=4.0, blur_kimg=0.1), torch.device("cpu"))
+    impulse = torch.zeros(1, 1, 65, 49, dtype=torch.float64)
+    impulse[:, :, 32, 24] = 1
+    x = torch.arange(49) - 24
+    for seen, deviation in ((0, 4), (50, 2), (75, 1)):
+        adapter.grow(seen)
+        blurred = adapter.blurred(impulse)[0, 0]
+        assert blurred.sum().item() == pytest.approx(1)
+        expected = (-x.square() / (2 * deviation**2)).exp() * (x.abs() <= 3 * deviation)
+        torch.testing.assert_close(blurred.sum(0).float(), expected / expected.sum())
+        torch.testing.assert_close(blurred[8:57], blurred[8:57].T)
+    for seen in (100, 1000):
+        adapter.grow(seen)
+        assert adapter.blurred(impulse) is impulse
 
 
 def test_micro_batches_divide_the_batch():

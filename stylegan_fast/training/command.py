@@ -12,7 +12,7 @@ from typing import Any
 
 from .._commands import refused
 from . import snapshots
-from .config import CHOICES, TrainingConfig, defaults, field_types, preset
+from .config import CHOICES, NETWORKS, TrainingConfig, defaults, field_types, preset
 from .distributed import from_environment, local_device
 from .loop import NonFiniteLossError, Trainer
 from .metrics import MetricsUnavailableError
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="NAME",
-        help="stylegan-RESOLUTION or stylegan2-RESOLUTION: published settings, from which the "
-        "options below deviate; by default those of the run that is resumed",
+        help=f"NETWORK-RESOLUTION, the network one of {', '.join(NETWORKS)}: published settings, "
+        "from which the options below deviate; by default those of the run that is resumed",
     )
     parser.add_argument("--outdir", metavar="FOLDER", help="where the run's files go")
     parser.add_argument(

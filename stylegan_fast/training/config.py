@@ -13,7 +13,8 @@ from typing import Any
 from ..layers.checks import check_choice, check_resolution
 from .losses import LOSSES
 
-NETWORKS = ("stylegan", "stylegan2")
+ALIAS_FREE = ("stylegan3-t", "stylegan3-r")
+NETWORKS = ("stylegan", "stylegan2", *ALIAS_FREE)
 PRECISIONS = ("float32", "bfloat16", "float16")
 CHOICES = {
     "network": NETWORKS,
@@ -48,6 +49,7 @@ class TrainingConfig:
     z_dim: int = _option(512, "length of a latent z")
     w_dim: int = _option(512, "length of a style vector w")
     mapping_layers: int = _option(8, "layers of the mapping network")
+    synthesis_layers: int = _option(14, "layers of the synthesis network (stylegan3)")
     channel_base: int = _option(16384, "channels of a layer, times its resolution")
     channel_max: int = _option(512, "most channels of a layer")
     mbstd_group: int = _option(4, "samples in a group of the minibatch standard deviation")
@@ -72,6 +74,10 @@ class TrainingConfig:
     ada_kimg: float = _option(
         500, "ada: thousands of images in which the probability may change by 1"
     )
+    blur_sigma: float = _option(
+        0.0, "Gaussian blur of what D sees at the start, a standard deviation in pixels"
+    )
+    blur_kimg: float = _option(200, "thousands of images in which this blur fades")
 
     kimg: float = _option(25000, "length of the training, in thousands of images that D sees")
     batch: int = _option(32, "images of a step")
@@ -143,13 +149,16 @@ class TrainingConfig:
 
 
 POSITIVE = (
-    "z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max", "mbstd_group", "fade_kimg",
-    "d_reg_interval", "path_length_shrink", "g_reg_interval", "ada_interval", "ada_kimg", "kimg",
-    "metric_images", "batch", "g_lr", "d_lr", "tick_kimg", "snapshot_ticks",
+    "z_dim", "w_dim", "mapping_layers", "synthesis_layers", "channel_base", "channel_max",
+    "mbstd_group", "fade_kimg", "blur_kimg", "d_reg_interval", "path_length_shrink",
+    "g_reg_interval", "ada_interval", "ada_kimg", "kimg", "metric_images", "batch", "g_lr", "d_lr",
+    "tick_kimg", "snapshot_ticks",
 )  # fmt: skip
-NOT_NEGATIVE = ("workers", "r1_gamma", "path_length_weight", "ema_kimg", "seed", "keep")
+NOT_NEGATIVE = (
+    "workers", "blur_sigma", "r1_gamma", "path_length_weight", "ema_kimg", "seed", "keep",
+)  # fmt: skip
 PROBABILITIES = ("style_mixing", "augment_p", "w_avg_beta", "beta1", "beta2")
-TIMES = ("tick_kimg", "fade_kimg", "ada_kimg")
+TIMES = ("tick_kimg", "fade_kimg", "blur_kimg", "ada_kimg")
 LARGEST = 2**31 - 1
 LARGEST_SEED = 2**63 - 1
 
@@ -203,9 +212,17 @@ def preset(name: str, **overrides: Any) -> TrainingConfig:
         values.update(z_dim=128, w_dim=128, mapping_layers=4, channel_base=32 * size, r1_gamma=1)
         values.update(g_lr=0.0025, d_lr=0.0025, batch=8, ema_kimg=5)
         values.update(tick_kimg=0.25, snapshot_ticks=4)
+    if network in ALIAS_FREE:
+        values.update(mapping_layers=2, path_length_weight=0, style_mixing=0)
+        if size <= 64:
+            values.update(synthesis_layers=6, channel_base=16 * size)
+        else:
+            values.update(batch=32, g_lr=0.0025, d_lr=0.002)
+            values["blur_sigma"] = 10 if network == "stylegan3-r" else 0
     merged = {**values, **overrides}
     if "r1_gamma" not in merged:
-        merged["r1_gamma"] = 0.0002 * size**2 / merged["batch"]
+        strength = 0.001 if network in ALIAS_FREE else 0.0002
+        merged["r1_gamma"] = strength * size**2 / merged["batch"]
     return TrainingConfig.from_json(merged)
 
 

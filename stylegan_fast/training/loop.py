@@ -32,7 +32,7 @@ from .lock import locked
 from .logs import Logs, save_grid
 from .losses import LOSSES
 from .metrics import Evaluation
-from .networks import Adapter, build, load_weights
+from .networks import Adapter, build, load_weights, magnitudes
 from .pictures import scaled
 from .regularizers import lazy_adam, path_length_penalty, r1_penalty
 
@@ -123,6 +123,8 @@ class Trainer:
         self.adapter = Adapter(config, self.device)
         self.path_length_mean = torch.zeros([], device=self.device)
         self._w_sum = torch.zeros(config.w_dim, device=self.device)
+        self._magnitudes = magnitudes(self.g)
+        self._magnitude_sum = torch.zeros(len(self._magnitudes), device=self.device)
         self.augment: AugmentPipe | None = None
         if config.augment != "none":
             self.augment = AugmentPipe().to(self.device)
@@ -149,9 +151,10 @@ class Trainer:
         real = [self._prepared(*next(batches)) for _ in range(self._rounds)]
         self._facts.clear()
         self._w_sum.zero_()
+        self._magnitude_sum.zero_()
 
         self._update("g", "g", lambda k: self._g_loss(real[k][1]))
-        self._average_w()
+        self._average()
         if config.path_length_weight and self.step % config.g_reg_interval == 0:
             self._update("path_length", "g", lambda k: self._path_length(real[k][1]))
         self._update("d", "d", lambda k: self._d_loss(*real[k]))
@@ -184,9 +187,24 @@ class Trainer:
     def _g_loss(self, c: Tensor) -> Loss:
         ws, w = self._styles(c)
         self._w_sum += w.detach().sum(dim=0)
-        logits = self._logits(self.adapter.synthesis(self.g, ws), c)
+        logits = self._logits(self._measured(ws), c)
         loss = LOSSES[self.config.loss].g_loss(logits)
         return loss, {"loss_g": loss, "fake_logits": logits.mean()}
+
+    def _measured(self, ws: Tensor) -> Tensor:
+        """G's images. A micro-batch moves the averages of StyleGAN3's layers as if it were the only
+        one; where all of them have moved these, `_average` takes the mean."""
+        if not self._magnitudes:
+            return self.adapter.synthesis(self.g, ws)
+        before = torch.stack(self._magnitudes)
+        images = self.adapter.synthesis(self.g, ws, update_emas=True)
+        self._magnitude_sum += torch.stack(self._magnitudes)
+        self._set_magnitudes(before)
+        return images
+
+    def _set_magnitudes(self, values: Tensor) -> None:
+        for average, value in zip(self._magnitudes, values):
+            average.copy_(value)
 
     def _path_length(self, c: Tensor) -> Loss:
         config = self.config
@@ -238,6 +256,7 @@ class Trainer:
         return ws, w
 
     def _logits(self, images: Tensor, c: Tensor) -> Tensor:
+        images = self.adapter.blurred(images)
         if self.augment is not None:
             images = self.augment(images)
         return self.adapter.logits(self.d, images, c)
@@ -251,10 +270,13 @@ class Trainer:
         entropy = [self.config.seed, self.step, UPDATES.index(update), j]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
-    def _average_w(self) -> None:
+    def _average(self) -> None:
+        """Move the averages in G's buffers, over the whole batch."""
         if hasattr(self.g.mapping, "w_avg"):
             mean = self.world.sum(self._w_sum) / self.config.batch
             self.g.mapping.w_avg.lerp_(mean, 1 - self.config.w_avg_beta)
+        if self._magnitudes:
+            self._set_magnitudes(self.world.sum(self._magnitude_sum) / self.micro_batches)
 
     def _conclude(self) -> dict[str, float]:
         """The step's means over all processes, and what follows from them."""

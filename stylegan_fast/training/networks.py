@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,16 +14,19 @@ from torch.nn.functional import avg_pool2d
 
 from ..checkpoints import CheckpointError
 from ..checkpoints.contents import check_same_tensors
-from ..models import stylegan, stylegan2
+from ..models import stylegan, stylegan2, stylegan3
 from ..models._recorded import class_path
+from ..ops import filter2d
 from .config import TrainingConfig
 
-Generator = stylegan.Generator | stylegan2.Generator
+Generator = stylegan.Generator | stylegan2.Generator | stylegan3.Generator
 Discriminator = stylegan.Discriminator | stylegan2.Discriminator
 
 HALF_RESOLUTIONS = 4
 CONV_CLAMP = 256
-"""Of the originals: StyleGAN2's four highest resolutions work in 16 bits, clamped."""
+"""Of the originals: the four highest resolutions work in 16 bits, clamped."""
+MAGNITUDE_HALF_LIFE = 20_000
+"""Images in which half of a magnitude is forgotten, as in the original."""
 
 
 def build(config: TrainingConfig, img_channels: int, c_dim: int) -> tuple[Generator, Discriminator]:
@@ -52,32 +56,54 @@ def build(config: TrainingConfig, img_channels: int, c_dim: int) -> tuple[Genera
         )
         return g, d
 
+    half: dict[str, Any] = {"num_fp16_res": 0}
     block: dict[str, Any] = {}
     if config.precision != "float32":
-        widths.update(num_fp16_res=HALF_RESOLUTIONS, conv_clamp=CONV_CLAMP)
+        half = {"num_fp16_res": HALF_RESOLUTIONS, "conv_clamp": CONV_CLAMP}
         block["half_dtype"] = getattr(torch, config.precision)
         block["fp16_channels_last"] = config.channels_last
     size = config.resolution
-    g = stylegan2.Generator(
-        config.z_dim, c_dim, config.w_dim, size, img_channels, mapping, **widths, **block
-    )
+    dims = (config.z_dim, c_dim, config.w_dim, size, img_channels, mapping)
+    if config.network == "stylegan2":
+        g = stylegan2.Generator(*dims, **widths, **half, **block)
+    else:
+        layers: dict[str, Any] = {
+            "num_layers": config.synthesis_layers,
+            "magnitude_ema_beta": 0.5 ** (config.batch / MAGNITUDE_HALF_LIFE),
+            **widths,
+        }
+        if config.network == "stylegan3-r":
+            layers.update({name: 2 * width for name, width in widths.items()})
+            layers.update(conv_kernel=1, use_radial_filters=True)
+        g = stylegan3.Generator(*dims, **layers, **half, **block)
     d = stylegan2.Discriminator(
-        c_dim, size, img_channels, **widths, block_kwargs=block, epilogue_kwargs=epilogue
+        c_dim,
+        size,
+        img_channels,
+        **widths,
+        **half,
+        block_kwargs=block,
+        epilogue_kwargs=epilogue,
     )
     return g, d
 
 
+def magnitudes(g: Generator) -> list[Tensor]:
+    """The averages that StyleGAN3's layers keep of the magnitude of their inputs."""
+    return [buffer for name, buffer in g.named_buffers() if name.endswith("magnitude_ema")]
+
+
 class Adapter:
-    """One way to call both architectures: `synthesis(G, ws)` and `logits(D, images, c)`.
+    """One way to call all architectures: `synthesis(G, ws)` and `logits(D, images, c)`.
 
     StyleGAN works under autocast where it is to work in 16 bits, and knows the resolution and the
-    fade of the moment; StyleGAN2 has 16-bit blocks of its own.
+    fade of the moment; StyleGAN2 and StyleGAN3 have 16-bit blocks of their own.
     """
 
     def __init__(self, config: TrainingConfig, device: torch.device) -> None:
         self._autocast: AbstractContextManager = nullcontext()
         self._kwargs: dict[str, Any] = {}
-        if config.network == "stylegan2":
+        if config.network != "stylegan":
             self._kwargs["force_fp32"] = False
         elif config.precision != "float32":
             self._autocast = torch.autocast(device.type, getattr(torch, config.precision))
@@ -86,13 +112,15 @@ class Adapter:
         self._memory_format = torch.channels_last if nhwc else torch.contiguous_format
         self._resolution = config.resolution
         self._fade: dict[str, Any] = {}
+        self._blur_sigma = 0.0
 
     def grow(self, images_seen: int) -> None:
-        """Set resolution and fade for a progressive run that has seen so many images.
+        """Set the blur, resolution and fade of a run that has seen so many images.
 
         8×8 rests for fade_kimg; every further resolution fades in and rests as long.
         """
         config = self._config
+        self._blur_sigma = config.blur_sigma * max(0, 1 - images_seen / (1000 * config.blur_kimg))
         if not config.progressive:
             return
         phase, part = divmod(images_seen / (1000 * config.fade_kimg) + 1, 2)
@@ -110,6 +138,15 @@ class Adapter:
             kwargs.update(self._fade, resolution=self._resolution)
         with self._autocast:
             return g.synthesis(ws, **self._kwargs, **kwargs).float()
+
+    def blurred(self, images: Tensor) -> Tensor:
+        """Images as D sees them at the moment: through a Gaussian, up to three deviations."""
+        radius = math.floor(3 * self._blur_sigma)
+        if radius < 1:
+            return images
+        x = torch.arange(-radius, radius + 1, device=images.device) / self._blur_sigma
+        taps = (-x.square() / 2).exp()
+        return filter2d(images, taps / taps.sum())
 
     def logits(self, d: Discriminator, images: Tensor, c: Tensor) -> Tensor:
         images = images.contiguous(memory_format=self._memory_format)
