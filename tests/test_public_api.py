@@ -10,7 +10,7 @@ import torch
 
 import stylegan_fast
 from stylegan_fast import checkpoints, layers, ops, swap
-from stylegan_fast.models import stylegan2
+from stylegan_fast.models import stylegan2, stylegan3
 
 OPS = {
     "adain": "(x, styles, eps=1e-08, *, noise=None, noise_strength=None, b=None, act='linear', "
@@ -75,6 +75,12 @@ def test_layer_arguments(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network_signature(name):
     assert bare_signature(getattr(stylegan2, name)) == NETWORKS[name]
+
+
+def test_stylegan3s_signatures():
+    assert bare_signature(stylegan3.Generator) == NETWORKS["Generator"]
+    design = stylegan3.SynthesisLayer.design_lowpass_filter
+    assert bare_signature(design) == "(numtaps, cutoff, width, fs, radial=False)"
 
 
 @pytest.mark.parametrize("module", [stylegan_fast, ops, layers, checkpoints, swap])

@@ -49,7 +49,7 @@ class MappingNetwork(stylegan2.MappingNetwork):
             w_avg_beta=w_avg_beta,
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         z: Tensor | None,
         c: Tensor | None = None,
@@ -104,9 +104,8 @@ class SynthesisInput(nn.Module):
         freqs = freqs / (radii * (radii.square() / 4).exp()) * bandwidth
         self.weight = nn.Parameter(torch.randn(channels, channels))
         self.affine = FullyConnectedLayer(w_dim, 4)
-        with torch.no_grad():
-            self.affine.weight.zero_()
-            self.affine.bias.copy_(torch.tensor([1.0, 0, 0, 0]))
+        still = {"weight": torch.zeros(4, w_dim), "bias": torch.tensor([1.0, 0, 0, 0])}
+        self.affine.load_state_dict(still)
         self.register_buffer("transform", torch.eye(3))
         self.register_buffer("freqs", freqs)
         self.register_buffer("phases", torch.rand(channels) - 0.5)
@@ -131,7 +130,8 @@ class SynthesisInput(nn.Module):
         turns = freqs[:, :, :1, None] * x + freqs[:, :, 1:, None] * y[:, None]
         turns = turns + phases[:, :, None, None]
         waves = amplitudes[:, :, None, None] * (2 * math.pi * turns).sin()
-        return torch.einsum("dc,nchw->ndhw", self.weight / math.sqrt(self.channels), waves)
+        mixed = self.weight / math.sqrt(self.channels) @ waves.flatten(2)
+        return mixed.unflatten(2, (self.height, self.width))
 
     def _centres(self, size: int) -> Tensor:
         pixels = torch.arange(size, dtype=self.freqs.dtype, device=self.freqs.device)

@@ -63,9 +63,16 @@ def build(config: TrainingConfig, img_channels: int, c_dim: int) -> tuple[Genera
         block["half_dtype"] = getattr(torch, config.precision)
         block["fp16_channels_last"] = config.channels_last
     size = config.resolution
-    dims = (config.z_dim, c_dim, config.w_dim, size, img_channels, mapping)
+    dims: dict[str, Any] = {
+        "z_dim": config.z_dim,
+        "c_dim": c_dim,
+        "w_dim": config.w_dim,
+        "img_resolution": size,
+        "img_channels": img_channels,
+        "mapping_kwargs": mapping,
+    }
     if config.network == "stylegan2":
-        g = stylegan2.Generator(*dims, **widths, **half, **block)
+        g = stylegan2.Generator(**dims, **widths, **half, **block)
     else:
         layers: dict[str, Any] = {
             "num_layers": config.synthesis_layers,
@@ -75,7 +82,7 @@ def build(config: TrainingConfig, img_channels: int, c_dim: int) -> tuple[Genera
         if config.network == "stylegan3-r":
             layers.update({name: 2 * width for name, width in widths.items()})
             layers.update(conv_kernel=1, use_radial_filters=True)
-        g = stylegan3.Generator(*dims, **layers, **half, **block)
+        g = stylegan3.Generator(**dims, **layers, **half, **block)
     d = stylegan2.Discriminator(
         c_dim,
         size,
