@@ -10,11 +10,13 @@
 #include "../filtered_lrelu.h"
 #include "fir.h"
 #include "levels.h"
+#include "walk.h"
 
 namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
 namespace {
 
 constexpr int64_t kRow = 4096;                // numbers of a tile's row between the filters
+constexpr int64_t kWalk = 16;                 // rows between the filters of a call of `walk`
 constexpr int64_t kWorkPerThread = 1 << 16;   // multiplications
 
 constexpr int64_t modulo(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
@@ -82,6 +84,10 @@ struct Problem {
     const int64_t seen = (width - 1) * p.down + p.fd.taps_x + 7;
     between = ceil_divide(seen, kGroup) * kGroup;
     groups = between / p.up + 2;
+    // Phases along x are shifted within two vectors.
+    walks = V::lanes >= kPhaseTaps && fu.separable && fd.separable &&
+            p.fu.taps_x == p.fu.taps_y && p.fd.taps_x == p.fd.taps_y &&
+            with_walk(p.up, p.fu.taps_x, p.down, p.fd.taps_x, [](auto) {});
   }
 
   int threads(int most) const {
@@ -108,6 +114,7 @@ struct Problem {
   int64_t width, columns, tiles;      // pixels of output of a tile
   int64_t between;                    // columns of a tile between the filters, at most
   int64_t groups;                     // of `up` of them
+  bool walks;                         // through registers (walk.h)
 };
 
 // What one thread computes.
@@ -120,21 +127,22 @@ class Worker {
   explicit Worker(const Problem<T, signs>& problem)
       : problem_(problem), p_(problem.p), depth_(problem.depth),
         phase_taps_((p_.fu.taps_x - 1) / p_.up + 1),
-        sources_((p_.fu.taps_y - 1) / p_.up + 1),
+        sources_((p_.fu.taps_y - 1) / p_.up + 1 + (problem.walks ? kWalk / p_.up : 0)),
+        kept_rows_(problem.walks ? kPhaseTaps + kWalk / p_.down : p_.fd.taps_y),
         in_length_(padded((problem.groups + phase_taps_) * depth_)),
-        length_(padded(problem.groups * p_.up * depth_)),
+        length_(padded(problem.groups * p_.up * depth_ + kGroup * 4)),
         up_phase_(splits(p_.up) ? padded(problem.groups) : 0),
         down_phase_(splits(p_.down) ? padded(length_ / p_.down + 1) : 0),
         source_length_(problem.fu.separable ? length_ : in_length_),
         slot_length_(problem.fd.separable ? length_ : larger(length_, down_phase_ * p_.down)),
-        numbers_(in_length_ + sources_ * source_length_ + p_.fd.taps_y * slot_length_ +
+        numbers_(in_length_ + sources_ * source_length_ + kept_rows_ * slot_length_ +
                  2 * length_ + up_phase_ * p_.up + down_phase_ * p_.down + 2 * kGroup),
         pointers_(most_taps() + 2 * (sources_ + p_.fd.taps_y)), weights_(most_taps()) {
     A* at = numbers_.get() + to_alignment(numbers_.get());
     const auto take = [&](int64_t count) { return (at += count) - count; };
     loaded_ = take(in_length_);
     source_ = take(sources_ * source_length_);
-    slots_ = take(p_.fd.taps_y * slot_length_);
+    slots_ = take(kept_rows_ * slot_length_);
     between_ = take(length_);
     row_ = take(length_);
     up_phases_ = take(up_phase_ * p_.up);
@@ -210,6 +218,17 @@ class Worker {
   void run_rows(int64_t first, int64_t last) {
     own_begin_ = first * p_.down;
     own_end_ = last < p_.out_height ? last * p_.down : p_.sign_height;
+    if constexpr (V::lanes >= kPhaseTaps) {
+      if (problem_.walks) {
+        with_walk(p_.up, p_.fu.taps_x, p_.down, p_.fd.taps_x, [&](auto factors) {
+          using Factors = decltype(factors);
+          static_assert(Factors::offsets == 2, "");
+          modulo(p_.pad_y + 1, 2) == 0 ? walk_rows<Factors, 0>(first, last)
+                                       : walk_rows<Factors, 1>(first, last);
+        });
+        return;
+      }
+    }
     int64_t next_in = problem_.y.first(first * p_.down), next = first * p_.down;
     for (int64_t o = first; o < last; ++o) {
       const int64_t end = o * p_.down + p_.fd.taps_y;
@@ -223,8 +242,63 @@ class Worker {
     }
   }
 
+  template <class Factors, int offset>
+  void walk_rows(int64_t first, int64_t last) {
+    constexpr int up = Factors::up, down = Factors::down;
+    constexpr int64_t most = kWalk / Factors::step;
+    // The first row between the filters whose samples are those of the `up` - 1 after it, too.
+    int64_t Y = first * down - modulo(first * down - p_.pad_y - 1, up);
+    while (modulo(Y, down) != offset) Y -= up;
+    int64_t sample = floor_divide(Y - p_.pad_y - 1, up) + 1, loaded = sample;
+    int64_t o = floor_divide(Y, down) - kPhaseTaps + 1;
+    A* const sums = slots_;
+    A* const filtered = slots_ + kPhaseTaps * slot_length_;
+    std::memset(sums, 0, kPhaseTaps * slot_length_ * sizeof(A));
+    while (o < last) {
+      const int64_t steps = smaller(ceil_divide(last - o, Factors::outputs), most);
+      const int64_t samples = kPhaseTaps - 1 + steps * Factors::samples;
+      for (; loaded < sample + samples; ++loaded) expanded<up>(loaded);
+      for (int64_t k = 0; k < samples; ++k) rows_[k] = source(sample + k);
+      for (int64_t s = 0; s < strips_; ++s) {
+        const int64_t at = strip_ + s * kGroup;
+        Word words[kWalk];
+        if constexpr (signs == Signs::read) read_signs(Y, steps * Factors::step, s, words);
+        if constexpr (signs == Signs::kept) std::memset(words, 0, sizeof words);
+        walk<Factors, offset, V>(rows_, at, steps, problem_.fu.along_y(), problem_.fd.along_y(),
+                                 problem_.activation, words, sums + at, slot_length_,
+                                 filtered + at, slot_length_);
+        if constexpr (signs == Signs::kept) keep_signs(Y, steps * Factors::step, s, words);
+      }
+      for (int64_t k = 0; k < steps * Factors::outputs; ++k, ++o)
+        if (o >= first && o < last) contracted<down>(o, filtered + k * slot_length_);
+      Y += steps * Factors::step;
+      sample += steps * Factors::samples;
+    }
+  }
+
+  template <int up>
+  void expanded(int64_t i) const {
+    A* to = source(i);
+    if (!inside(i)) {
+      std::memset(to, 0, length_ * sizeof(A));
+      return;
+    }
+    load_row(i, loaded_);
+    const A* taps = problem_.fu.along_x();
+    depth_ == 1 ? expand_plane<up, V>(loaded_, taps, groups_, to)
+                : expand_pixels<up, V>(loaded_, taps, groups_, to);
+  }
+
+  template <int down>
+  void contracted(int64_t o, const A* row) const {
+    const A* taps = problem_.fd.along_x();
+    T* to = problem_.out + out_offset(o);
+    depth_ == 1 ? contract_plane<down, V>(row + seen_, taps, width_, to)
+                : contract_pixels<down, V>(row + seen_, taps, width_, channels_, to, p_.channels);
+  }
+
   A* source(int64_t i) const { return source_ + modulo(i, sources_) * source_length_; }
-  A* slot(int64_t i) const { return slots_ + i % p_.fd.taps_y * slot_length_; }
+  A* slot(int64_t i) const { return slots_ + i % kept_rows_ * slot_length_; }
   bool inside(int64_t i) const { return i >= 0 && i < p_.in_height; }
 
   // Brings row i of the input to where the sum along y, or over all taps, reads it.
@@ -340,6 +414,14 @@ class Worker {
            (p_.channels_last ? p_.sign_width : 1);
   }
 
+  // Of rows [Y, Y + count).
+  void read_signs(int64_t Y, int64_t count, int64_t s, Word* words) const {
+    for (int64_t r = 0; r < count; ++r) words[r] = read_signs(Y + r, s);
+  }
+  void keep_signs(int64_t Y, int64_t count, int64_t s, const Word* words) const {
+    for (int64_t r = 0; r < count; ++r) keep_signs(Y + r, s, words[r]);
+  }
+
   Word read_signs(int64_t Y, int64_t s) const {
     const int64_t row = Y + sign_y_;
     if (row < 0 || row >= p_.sign_height) return ~Word(0);
@@ -403,14 +485,16 @@ class Worker {
     fir<V>(taps_, runs, row_);
   }
 
+  int64_t out_offset(int64_t o) const {
+    if (depth_ > 1)
+      return ((sample_ * p_.out_height + o) * p_.out_width + out_begin_) * p_.channels + channel_;
+    const int64_t plane = sample_ * p_.channels + channel_;
+    return (plane * p_.out_height + o) * p_.out_width + out_begin_;
+  }
+
   void write(int64_t o, const A* row) const {
-    if (depth_ == 1) {
-      const int64_t plane = sample_ * p_.channels + channel_;
-      return write_run(row, width_,
-                       problem_.out + (plane * p_.out_height + o) * p_.out_width + out_begin_);
-    }
-    T* to = problem_.out +
-            ((sample_ * p_.out_height + o) * p_.out_width + out_begin_) * p_.channels + channel_;
+    T* to = problem_.out + out_offset(o);
+    if (depth_ == 1) return write_run(row, width_, to);
     for (int64_t x = 0; x < width_; ++x)
       write_run(row + x * depth_, channels_, to + x * p_.channels);
   }
@@ -423,7 +507,8 @@ class Worker {
 
   const Problem<T, signs>& problem_;
   const FilteredLrelu& p_;
-  const int64_t depth_, phase_taps_, sources_;
+  const int64_t depth_, phase_taps_;
+  const int64_t sources_, kept_rows_;
   const int64_t in_length_, length_, up_phase_, down_phase_, source_length_, slot_length_;
   const Buffer<A> numbers_;
   const Buffer<const A*> pointers_;
