@@ -21,48 +21,36 @@ constexpr int64_t kWorkPerThread = 1 << 16;   // multiplications
 
 constexpr int64_t modulo(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
 
-enum class Signs { none, kept, read };
-
-// What becomes of 16 numbers: bit j, where u_j <= 0; bit 16 + j, where it is clamped.
-using Word = uint32_t;
-
-template <class V, Signs signs>
+// One strip of 16 numbers, and what becomes of it.
+template <class V, Signs signs_>
 struct Activation {
+  static constexpr Signs signs = signs_;
   V slope, limit, lower;
-  uint32_t unlimited;       // without a clamp NaN is not clamped either
-  uint32_t drop_negative;   // a factor of zero gives zero, also for an infinite u
+  uint32_t unlimited;              // without a clamp NaN is not clamped either
+  decltype(V() < V()) inclined;    // a factor of zero gives zero, also for an infinite u
 
   explicit Activation(const FilteredLrelu& p)
       : slope(p.slope), limit(p.clamp), lower(-p.clamp),
-        unlimited(std::isinf(p.clamp) ? ~0u : 0u), drop_negative(p.slope == 0 ? ~0u : 0u) {}
+        unlimited(std::isinf(p.clamp) ? ~0u : 0u), inclined(V(0.0) < slope) {}
 
-  // Lanes `lane`, lane + 1, ... of 16.
+  // Lanes `lane`, lane + 1, ... of the strip.
   STYLEGAN_FAST_INLINE V operator()(V u, Word& word, int lane) const {
     if constexpr (signs == Signs::read) {
-      const uint32_t negative = word >> lane;
-      const uint32_t dropped = word >> (16 + lane) | (negative & drop_negative);
-      const V v = where(mask_from_bits(negative, V()), slope * u, u);
-      return where(mask_from_bits(dropped, V()), V(0.0), v);
+      const V negative = where(inclined, slope * u, V(0.0));
+      const V v = where(lanes_of<V>(word, lane), negative, u);
+      return where(lanes_of<V>(word >> 8, lane), V(0.0), v);
     } else {
       const auto negative = u <= V(0.0);
       const V v = where(negative, slope * u, u);
       if constexpr (signs == Signs::kept) {
         constexpr uint32_t all = (1u << V::lanes) - 1;
-        const uint32_t kept = bits(abs(v) <= limit) | unlimited;
-        word |= bits(negative) << lane | (~kept & all) << (16 + lane);
+        const uint32_t clamped = ~(bits(abs(v) <= limit) | unlimited) & all;
+        word |= word_of<V>(bits(negative), lane) | word_of<V>(clamped, lane) << 8;
       }
       return where(v > limit, limit, where(v < lower, lower, v));
     }
   }
 };
-
-inline Word load_word(const uint8_t* units) {
-  return static_cast<Word>(units[0]) | static_cast<Word>(units[2]) << 8 |
-         static_cast<Word>(units[1]) << 16 | static_cast<Word>(units[3]) << 24;
-}
-inline void store_word(uint8_t* units, Word word) {
-  store_units(units, word, ~(word >> 16));
-}
 
 // One problem, and how it is cut into tiles.
 template <class T, Signs signs>
@@ -261,13 +249,15 @@ class Worker {
       for (int64_t k = 0; k < samples; ++k) rows_[k] = source(sample + k);
       for (int64_t s = 0; s < strips_; ++s) {
         const int64_t at = strip_ + s * kGroup;
-        Word words[kWalk];
-        if constexpr (signs == Signs::read) read_signs(Y, steps * Factors::step, s, words);
-        if constexpr (signs == Signs::kept) std::memset(words, 0, sizeof words);
+        uint8_t copies[4 * kWalk];
+        const Units units = units_of(Y, steps * Factors::step, s, copies);
         walk<Factors, offset, V>(rows_, at, steps, problem_.fu.along_y(), problem_.fd.along_y(),
-                                 problem_.activation, words, sums + at, slot_length_,
-                                 filtered + at, slot_length_);
-        if constexpr (signs == Signs::kept) keep_signs(Y, steps * Factors::step, s, words);
+                                 problem_.activation, units.at, units.step, sums + at,
+                                 slot_length_, filtered + at, slot_length_);
+        if (signs == Signs::kept && units.at == copies) {
+          for (int64_t r = 0; r < steps * Factors::step; ++r)
+            keep_signs(Y + r, s, load_word(copies + 4 * r));
+        }
       }
       for (int64_t k = 0; k < steps * Factors::outputs; ++k, ++o)
         if (o >= first && o < last) contracted<down>(o, filtered + k * slot_length_);
@@ -414,12 +404,24 @@ class Worker {
            (p_.channels_last ? p_.sign_width : 1);
   }
 
-  // Of rows [Y, Y + count).
-  void read_signs(int64_t Y, int64_t count, int64_t s, Word* words) const {
-    for (int64_t r = 0; r < count; ++r) words[r] = read_signs(Y + r, s);
-  }
-  void keep_signs(int64_t Y, int64_t count, int64_t s, const Word* words) const {
-    for (int64_t r = 0; r < count; ++r) keep_signs(Y + r, s, words[r]);
+  // Those of rows [Y, Y + count), where they are if all of them are there, else in `copies`.
+  struct Units {
+    uint8_t* at;
+    int64_t step;
+  };
+  Units units_of(int64_t Y, int64_t count, int64_t s, uint8_t* copies) const {
+    if (signs == Signs::none) return {nullptr, 0};
+    const Strip strip = this->strip(s);
+    const int64_t row = Y + sign_y_;
+    const bool kept = signs == Signs::kept;
+    const int64_t begin = kept ? own_begin_ : 0, end = kept ? own_end_ : p_.sign_height;
+    if (strip.whole() && row >= begin && row + count <= end) {
+      // Only Signs::kept writes.
+      uint8_t* all = kept ? problem_.kept : const_cast<uint8_t*>(problem_.read);
+      return {all + sign_row(row) + strip.at, sign_row(1) - sign_row(0)};
+    }
+    for (int64_t r = 0; !kept && r < count; ++r) store_word(copies + 4 * r, read_signs(Y + r, s));
+    return {copies, 4};
   }
 
   Word read_signs(int64_t Y, int64_t s) const {
@@ -430,8 +432,8 @@ class Worker {
     if (strip.whole()) return load_word(from);
     uint8_t units[4] = {};
     std::memcpy(units + strip.first(), from + strip.first(), strip.count());
-    const Word valid = (1u << larger(strip.low, strip.high)) - (1u << strip.low);
-    return load_word(units) | ~valid << 16;
+    const uint32_t valid = (1u << strip.high) - (1u << strip.low);
+    return load_word(units) | spread(~valid & 0xffff) << 8;
   }
 
   void keep_signs(int64_t Y, int64_t s, Word word) const {

@@ -9,6 +9,39 @@ namespace {
 
 constexpr int kPhaseTaps = 6;
 
+enum class Signs { none, kept, read };
+
+// Two units of signs: the bytes where u <= 0 are the first and the third.
+using Word = uint32_t;
+
+inline Word load_word(const uint8_t* units) {
+  return static_cast<Word>(units[0]) | static_cast<Word>(units[1]) << 8 |
+         static_cast<Word>(units[2]) << 16 | static_cast<Word>(units[3]) << 24;
+}
+inline void store_word(uint8_t* units, Word word) {
+  for (int byte = 0; byte < 4; ++byte) units[byte] = static_cast<uint8_t>(word >> 8 * byte);
+}
+
+inline Word spread(uint32_t bits) { return (bits | bits << 8) & 0x00ff00ffu; }
+
+// A vector's lanes from `lane` on, of the first byte of each unit, and back.
+template <class V>
+STYLEGAN_FAST_INLINE inline auto lanes_of(Word word, int lane) {
+  if constexpr (V::lanes > 8) {
+    return mask_from_bytes(word, V());
+  } else {
+    return mask_from_bits(word >> (lane + (lane & 8)), V());
+  }
+}
+template <class V>
+STYLEGAN_FAST_INLINE inline Word word_of(uint32_t bits, int lane) {
+  if constexpr (V::lanes > 8) {
+    return spread(bits);
+  } else {
+    return bits << (lane + (lane & 8));
+  }
+}
+
 template <int up_, int down_>
 struct WalkFactors {
   static constexpr int up = up_, down = down_;
@@ -30,12 +63,12 @@ bool with_walk(int up, int up_taps, int down, int down_taps, F&& f) {
 // One strip of 16 columns, some steps down. Each step takes `samples` rows from rows[5] on, makes
 // `step` rows between the filters, the first of phase `offset` of the filter down, and completes
 // `outputs` rows. The sums of those not complete yet stay in registers, between two calls in
-// `sums`.
+// `saved`.
 template <class Factors, int offset, class V, class Activation>
 void walk(const typename V::Scalar* const* rows, int64_t at, int64_t steps,
           const typename V::Scalar* up_taps, const typename V::Scalar* down_taps,
-          const Activation activation, uint32_t* words, typename V::Scalar* saved,
-          int64_t saved_step, typename V::Scalar* to, int64_t to_step) {
+          const Activation activation, uint8_t* units, int64_t units_step,
+          typename V::Scalar* saved, int64_t saved_step, typename V::Scalar* to, int64_t to_step) {
   constexpr int up = Factors::up, down = Factors::down, last = kPhaseTaps - 1;
   for (int lane = 0; lane < kGroup; lane += V::lanes) {
     V window[kPhaseTaps], sums[kPhaseTaps];
@@ -44,7 +77,7 @@ void walk(const typename V::Scalar* const* rows, int64_t at, int64_t steps,
       sums[j] = V::load(saved + j * saved_step + lane);
     });
     const auto* const* next = rows + last;
-    uint32_t* word = words;
+    uint8_t* unit = units;
     auto* out = to + lane;
     for (int64_t s = 0; s < steps; ++s) {
       unrolled<Factors::samples>([&](auto m) STYLEGAN_FAST_INLINE {
@@ -54,7 +87,13 @@ void walk(const typename V::Scalar* const* rows, int64_t at, int64_t steps,
           unrolled<last>([&](auto k) STYLEGAN_FAST_INLINE {
             u = u + V(up_taps[up - 1 - i + (k + 1) * up]) * window[k + 1];
           });
-          const V v = activation(u, word[m * up + i], lane);
+          Word word = 0;
+          if (Activation::signs == Signs::read || (Activation::signs == Signs::kept && lane)) {
+            word = load_word(unit);
+          }
+          const V v = activation(u, word, lane);
+          if constexpr (Activation::signs == Signs::kept) store_word(unit, word);
+          if constexpr (Activation::signs != Signs::none) unit += units_step;
           constexpr int phase = (offset + m * up + i) % down;
           unrolled<kPhaseTaps>([&](auto j) STYLEGAN_FAST_INLINE {
             sums[j] = sums[j] + V(down_taps[phase + down * (last - j)]) * v;
@@ -68,7 +107,6 @@ void walk(const typename V::Scalar* const* rows, int64_t at, int64_t steps,
         });
         unrolled<last>([&](auto k) STYLEGAN_FAST_INLINE { window[k] = window[k + 1]; });
       });
-      word += Factors::step;
     }
     unrolled<kPhaseTaps>([&](auto j) STYLEGAN_FAST_INLINE {
       sums[j].store(saved + j * saved_step + lane);
