@@ -10,57 +10,47 @@
 #include "../filtered_lrelu.h"
 #include "fir.h"
 #include "levels.h"
+#include "walk.h"
 
 namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
 namespace {
 
 constexpr int64_t kRow = 4096;                // numbers of a tile's row between the filters
+constexpr int64_t kWalk = 16;                 // rows between the filters of a call of `walk`
 constexpr int64_t kWorkPerThread = 1 << 16;   // multiplications
 
 constexpr int64_t modulo(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
 
-enum class Signs { none, kept, read };
-
-// What becomes of 16 numbers: bit j, where u_j <= 0; bit 16 + j, where it is clamped.
-using Word = uint32_t;
-
-template <class V, Signs signs>
+// One strip of 16 numbers, and what becomes of it.
+template <class V, Signs signs_>
 struct Activation {
+  static constexpr Signs signs = signs_;
   V slope, limit, lower;
-  uint32_t unlimited;       // without a clamp NaN is not clamped either
-  uint32_t drop_negative;   // a factor of zero gives zero, also for an infinite u
+  uint32_t unlimited;              // without a clamp NaN is not clamped either
+  decltype(V() < V()) inclined;    // a factor of zero gives zero, also for an infinite u
 
   explicit Activation(const FilteredLrelu& p)
       : slope(p.slope), limit(p.clamp), lower(-p.clamp),
-        unlimited(std::isinf(p.clamp) ? ~0u : 0u), drop_negative(p.slope == 0 ? ~0u : 0u) {}
+        unlimited(std::isinf(p.clamp) ? ~0u : 0u), inclined(V(0.0) < slope) {}
 
-  // Lanes `lane`, lane + 1, ... of 16.
+  // Lanes `lane`, lane + 1, ... of the strip.
   STYLEGAN_FAST_INLINE V operator()(V u, Word& word, int lane) const {
     if constexpr (signs == Signs::read) {
-      const uint32_t negative = word >> lane;
-      const uint32_t dropped = word >> (16 + lane) | (negative & drop_negative);
-      const V v = where(mask_from_bits(negative, V()), slope * u, u);
-      return where(mask_from_bits(dropped, V()), V(0.0), v);
+      const V negative = where(inclined, slope * u, V(0.0));
+      const V v = where(lanes_of<V>(word, lane), negative, u);
+      return where(lanes_of<V>(word >> 8, lane), V(0.0), v);
     } else {
       const auto negative = u <= V(0.0);
       const V v = where(negative, slope * u, u);
       if constexpr (signs == Signs::kept) {
         constexpr uint32_t all = (1u << V::lanes) - 1;
-        const uint32_t kept = bits(abs(v) <= limit) | unlimited;
-        word |= bits(negative) << lane | (~kept & all) << (16 + lane);
+        const uint32_t clamped = ~(bits(abs(v) <= limit) | unlimited) & all;
+        word |= word_of<V>(bits(negative), lane) | word_of<V>(clamped, lane) << 8;
       }
       return where(v > limit, limit, where(v < lower, lower, v));
     }
   }
 };
-
-inline Word load_word(const uint8_t* units) {
-  return static_cast<Word>(units[0]) | static_cast<Word>(units[2]) << 8 |
-         static_cast<Word>(units[1]) << 16 | static_cast<Word>(units[3]) << 24;
-}
-inline void store_word(uint8_t* units, Word word) {
-  store_units(units, word, ~(word >> 16));
-}
 
 // One problem, and how it is cut into tiles.
 template <class T, Signs signs>
@@ -82,6 +72,10 @@ struct Problem {
     const int64_t seen = (width - 1) * p.down + p.fd.taps_x + 7;
     between = ceil_divide(seen, kGroup) * kGroup;
     groups = between / p.up + 2;
+    // Phases along x are shifted within two vectors.
+    walks = V::lanes >= kPhaseTaps && fu.separable && fd.separable &&
+            p.fu.taps_x == p.fu.taps_y && p.fd.taps_x == p.fd.taps_y &&
+            with_walk(p.up, p.fu.taps_x, p.down, p.fd.taps_x, [](auto) {});
   }
 
   int threads(int most) const {
@@ -108,6 +102,7 @@ struct Problem {
   int64_t width, columns, tiles;      // pixels of output of a tile
   int64_t between;                    // columns of a tile between the filters, at most
   int64_t groups;                     // of `up` of them
+  bool walks;                         // through registers (walk.h)
 };
 
 // What one thread computes.
@@ -120,21 +115,22 @@ class Worker {
   explicit Worker(const Problem<T, signs>& problem)
       : problem_(problem), p_(problem.p), depth_(problem.depth),
         phase_taps_((p_.fu.taps_x - 1) / p_.up + 1),
-        sources_((p_.fu.taps_y - 1) / p_.up + 1),
+        sources_((p_.fu.taps_y - 1) / p_.up + 1 + (problem.walks ? kWalk / p_.up : 0)),
+        kept_rows_(problem.walks ? kPhaseTaps + kWalk / p_.down : p_.fd.taps_y),
         in_length_(padded((problem.groups + phase_taps_) * depth_)),
-        length_(padded(problem.groups * p_.up * depth_)),
+        length_(padded(problem.groups * p_.up * depth_ + kGroup * 4)),
         up_phase_(splits(p_.up) ? padded(problem.groups) : 0),
         down_phase_(splits(p_.down) ? padded(length_ / p_.down + 1) : 0),
         source_length_(problem.fu.separable ? length_ : in_length_),
         slot_length_(problem.fd.separable ? length_ : larger(length_, down_phase_ * p_.down)),
-        numbers_(in_length_ + sources_ * source_length_ + p_.fd.taps_y * slot_length_ +
+        numbers_(in_length_ + sources_ * source_length_ + kept_rows_ * slot_length_ +
                  2 * length_ + up_phase_ * p_.up + down_phase_ * p_.down + 2 * kGroup),
         pointers_(most_taps() + 2 * (sources_ + p_.fd.taps_y)), weights_(most_taps()) {
     A* at = numbers_.get() + to_alignment(numbers_.get());
     const auto take = [&](int64_t count) { return (at += count) - count; };
     loaded_ = take(in_length_);
     source_ = take(sources_ * source_length_);
-    slots_ = take(p_.fd.taps_y * slot_length_);
+    slots_ = take(kept_rows_ * slot_length_);
     between_ = take(length_);
     row_ = take(length_);
     up_phases_ = take(up_phase_ * p_.up);
@@ -210,6 +206,17 @@ class Worker {
   void run_rows(int64_t first, int64_t last) {
     own_begin_ = first * p_.down;
     own_end_ = last < p_.out_height ? last * p_.down : p_.sign_height;
+    if constexpr (V::lanes >= kPhaseTaps) {
+      if (problem_.walks) {
+        with_walk(p_.up, p_.fu.taps_x, p_.down, p_.fd.taps_x, [&](auto factors) {
+          using Factors = decltype(factors);
+          static_assert(Factors::offsets == 2, "");
+          modulo(p_.pad_y + 1, 2) == 0 ? walk_rows<Factors, 0>(first, last)
+                                       : walk_rows<Factors, 1>(first, last);
+        });
+        return;
+      }
+    }
     int64_t next_in = problem_.y.first(first * p_.down), next = first * p_.down;
     for (int64_t o = first; o < last; ++o) {
       const int64_t end = o * p_.down + p_.fd.taps_y;
@@ -223,8 +230,65 @@ class Worker {
     }
   }
 
+  template <class Factors, int offset>
+  void walk_rows(int64_t first, int64_t last) {
+    constexpr int up = Factors::up, down = Factors::down;
+    constexpr int64_t most = kWalk / Factors::step;
+    // The first row between the filters whose samples are those of the `up` - 1 after it, too.
+    int64_t Y = first * down - modulo(first * down - p_.pad_y - 1, up);
+    while (modulo(Y, down) != offset) Y -= up;
+    int64_t sample = floor_divide(Y - p_.pad_y - 1, up) + 1, loaded = sample;
+    int64_t o = floor_divide(Y, down) - kPhaseTaps + 1;
+    A* const sums = slots_;
+    A* const filtered = slots_ + kPhaseTaps * slot_length_;
+    std::memset(sums, 0, kPhaseTaps * slot_length_ * sizeof(A));
+    while (o < last) {
+      const int64_t steps = smaller(ceil_divide(last - o, Factors::outputs), most);
+      const int64_t samples = kPhaseTaps - 1 + steps * Factors::samples;
+      for (; loaded < sample + samples; ++loaded) expanded<up>(loaded);
+      for (int64_t k = 0; k < samples; ++k) rows_[k] = source(sample + k);
+      for (int64_t s = 0; s < strips_; ++s) {
+        const int64_t at = strip_ + s * kGroup;
+        uint8_t copies[4 * kWalk];
+        const Units units = units_of(Y, steps * Factors::step, s, copies);
+        walk<Factors, offset, V>(rows_, at, steps, problem_.fu.along_y(), problem_.fd.along_y(),
+                                 problem_.activation, units.at, units.step, sums + at,
+                                 slot_length_, filtered + at, slot_length_);
+        if (signs == Signs::kept && units.at == copies) {
+          for (int64_t r = 0; r < steps * Factors::step; ++r)
+            keep_signs(Y + r, s, load_word(copies + 4 * r));
+        }
+      }
+      for (int64_t k = 0; k < steps * Factors::outputs; ++k, ++o)
+        if (o >= first && o < last) contracted<down>(o, filtered + k * slot_length_);
+      Y += steps * Factors::step;
+      sample += steps * Factors::samples;
+    }
+  }
+
+  template <int up>
+  void expanded(int64_t i) const {
+    A* to = source(i);
+    if (!inside(i)) {
+      std::memset(to, 0, length_ * sizeof(A));
+      return;
+    }
+    load_row(i, loaded_);
+    const A* taps = problem_.fu.along_x();
+    depth_ == 1 ? expand_plane<up, V>(loaded_, taps, groups_, to)
+                : expand_pixels<up, V>(loaded_, taps, groups_, to);
+  }
+
+  template <int down>
+  void contracted(int64_t o, const A* row) const {
+    const A* taps = problem_.fd.along_x();
+    T* to = problem_.out + out_offset(o);
+    depth_ == 1 ? contract_plane<down, V>(row + seen_, taps, width_, to)
+                : contract_pixels<down, V>(row + seen_, taps, width_, channels_, to, p_.channels);
+  }
+
   A* source(int64_t i) const { return source_ + modulo(i, sources_) * source_length_; }
-  A* slot(int64_t i) const { return slots_ + i % p_.fd.taps_y * slot_length_; }
+  A* slot(int64_t i) const { return slots_ + i % kept_rows_ * slot_length_; }
   bool inside(int64_t i) const { return i >= 0 && i < p_.in_height; }
 
   // Brings row i of the input to where the sum along y, or over all taps, reads it.
@@ -340,6 +404,26 @@ class Worker {
            (p_.channels_last ? p_.sign_width : 1);
   }
 
+  // Those of rows [Y, Y + count), where they are if all of them are there, else in `copies`.
+  struct Units {
+    uint8_t* at;
+    int64_t step;
+  };
+  Units units_of(int64_t Y, int64_t count, int64_t s, uint8_t* copies) const {
+    if (signs == Signs::none) return {nullptr, 0};
+    const Strip strip = this->strip(s);
+    const int64_t row = Y + sign_y_;
+    const bool kept = signs == Signs::kept;
+    const int64_t begin = kept ? own_begin_ : 0, end = kept ? own_end_ : p_.sign_height;
+    if (strip.whole() && row >= begin && row + count <= end) {
+      // Only Signs::kept writes.
+      uint8_t* all = kept ? problem_.kept : const_cast<uint8_t*>(problem_.read);
+      return {all + sign_row(row) + strip.at, sign_row(1) - sign_row(0)};
+    }
+    for (int64_t r = 0; !kept && r < count; ++r) store_word(copies + 4 * r, read_signs(Y + r, s));
+    return {copies, 4};
+  }
+
   Word read_signs(int64_t Y, int64_t s) const {
     const int64_t row = Y + sign_y_;
     if (row < 0 || row >= p_.sign_height) return ~Word(0);
@@ -348,8 +432,8 @@ class Worker {
     if (strip.whole()) return load_word(from);
     uint8_t units[4] = {};
     std::memcpy(units + strip.first(), from + strip.first(), strip.count());
-    const Word valid = (1u << larger(strip.low, strip.high)) - (1u << strip.low);
-    return load_word(units) | ~valid << 16;
+    const uint32_t valid = (1u << strip.high) - (1u << strip.low);
+    return load_word(units) | spread(~valid & 0xffff) << 8;
   }
 
   void keep_signs(int64_t Y, int64_t s, Word word) const {
@@ -403,14 +487,16 @@ class Worker {
     fir<V>(taps_, runs, row_);
   }
 
+  int64_t out_offset(int64_t o) const {
+    if (depth_ > 1)
+      return ((sample_ * p_.out_height + o) * p_.out_width + out_begin_) * p_.channels + channel_;
+    const int64_t plane = sample_ * p_.channels + channel_;
+    return (plane * p_.out_height + o) * p_.out_width + out_begin_;
+  }
+
   void write(int64_t o, const A* row) const {
-    if (depth_ == 1) {
-      const int64_t plane = sample_ * p_.channels + channel_;
-      return write_run(row, width_,
-                       problem_.out + (plane * p_.out_height + o) * p_.out_width + out_begin_);
-    }
-    T* to = problem_.out +
-            ((sample_ * p_.out_height + o) * p_.out_width + out_begin_) * p_.channels + channel_;
+    T* to = problem_.out + out_offset(o);
+    if (depth_ == 1) return write_run(row, width_, to);
     for (int64_t x = 0; x < width_; ++x)
       write_run(row + x * depth_, channels_, to + x * p_.channels);
   }
@@ -423,7 +509,8 @@ class Worker {
 
   const Problem<T, signs>& problem_;
   const FilteredLrelu& p_;
-  const int64_t depth_, phase_taps_, sources_;
+  const int64_t depth_, phase_taps_;
+  const int64_t sources_, kept_rows_;
   const int64_t in_length_, length_, up_phase_, down_phase_, source_length_, slot_length_;
   const Buffer<A> numbers_;
   const Buffer<const A*> pointers_;

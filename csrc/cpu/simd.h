@@ -44,7 +44,8 @@ struct Float {
 
   Float() = default;
   Float(Native native) : v(native) {}
-  explicit Float(double scalar) : v(Native{} + static_cast<float>(scalar)) {}
+  // A sum with zero would be one: -0.0 + 0.0 is 0.0.
+  explicit Float(double scalar) : v(static_cast<float>(scalar) - Native{}) {}
 
   static Float load(const float* p) {
     Float r;
@@ -87,6 +88,13 @@ inline Float where(Mask condition, Float a, Float b) {
 }
 inline uint32_t bits(Mask mask) { return mask.m; }
 inline Mask mask_from_bits(uint32_t packed, Float) { return {static_cast<__mmask16>(packed)}; }
+// Bits 0 to 7 and 16 to 23.
+inline Mask mask_from_bytes(uint32_t packed, Float) {
+  const __m512i lane_bit =
+      _mm512_setr_epi32(1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 16,
+                        1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 22, 1 << 23);
+  return {_mm512_test_epi32_mask(_mm512_set1_epi32(static_cast<int>(packed)), lane_bit)};
+}
 
 #else
 
