@@ -357,10 +357,12 @@ def _formats(
 def _network_cases(size: str, device_type: str, formats: list[tuple[str, str]]) -> list[Case]:
     cases = []
     resolutions = tuple(CHANNEL_BASE)[: 1 if size == "quick" else None]
-    letters = "G" if size == "quick" else "GD"
+    letters = ("G",) if size == "quick" else ("G", "D", "G3")
     for letter, resolution, (dtype, layout) in itertools.product(letters, resolutions, formats):
         if (dtype, layout) == ("float32", "nhwc"):
             continue  # only 16-bit blocks work in it
+        if letter == "G3" and (device_type == "cpu" or size != "full") and resolution > 256:
+            continue
         batches = {"quick": (1,), "default": (1, 8), "full": (1, 8, 32)}[size]
         if device_type == "cpu":
             batches = (1, 4) if size == "full" and resolution == 256 else (1,)

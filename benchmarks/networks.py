@@ -1,16 +1,18 @@
-"""A whole StyleGAN2 network without gradients: the generator from z, the discriminator's logits."""
+"""A whole network without gradients: StyleGAN2's generator from z and its discriminator's logits,
+StyleGAN3's generator."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import use_backend
-from ..models import stylegan2
+from ..models import stylegan2, stylegan3
 from ..testing import tolerance
 from . import stock
 from .cases import CHANNEL_BASE, DTYPES, Case, conv_layers
@@ -31,7 +33,7 @@ CONV_CLAMP = 256
 class NetworkForward:
     """16-bit cases work in 16 bits at every resolution from 8 on. A peer is timed twice on a GPU:
     as it is shipped (float16 at the four highest resolutions, NCHW, no TF32) and tuned (float16
-    everywhere, channels_last, TF32)."""
+    everywhere, channels_last but for StyleGAN3's, TF32)."""
 
     baseline = "reference"
     bytes = 0
@@ -42,9 +44,8 @@ class NetworkForward:
         self.session = session
         self.dtype = self.arithmetic = DTYPES[case.dtype]
         self.is_generator = case.variant.startswith("G")
+        self.is_third = case.variant.startswith("G3")
         n, _, resolution, _ = case.shape
-        layers = [layer for _, layer in conv_layers(resolution) if layer.kind[0] == case.variant[0]]
-        self.flops = n * sum(layer.flops for layer in layers)
         self.size: dict[str, Any] = {"img_resolution": resolution, "img_channels": 3, "c_dim": 0}
         base = CHANNEL_BASE[resolution]
         self.width: dict[str, Any] = {"channel_base": base, "conv_clamp": CONV_CLAMP}
@@ -62,12 +63,27 @@ class NetworkForward:
             x = torch.randn((n, 512) if self.is_generator else case.shape)
         self.network = self.network.to(session.device).eval().requires_grad_(False)
         self.x = x.to(session.device)
+        self.flops = n * self._convolution_flops(resolution)
+
+    def _convolution_flops(self, resolution: int) -> int:
+        """For one image."""
+        if not self.is_third:
+            letter = self.case.variant[0]
+            layers = [layer for _, layer in conv_layers(resolution) if layer.kind[0] == letter]
+            return sum(layer.flops for layer in layers)
+        return sum(
+            2 * layer.weight.numel() * (layer.in_size + layer.conv_kernel - 1) ** 2
+            for layer in self.network.modules()
+            if isinstance(layer, stylegan3.SynthesisLayer)
+        )
 
     def _network(self, nhwc: bool) -> nn.Module:
         blocks: dict[str, Any] = {}
         if self.half:
             blocks = {"half_dtype": self.dtype, "fp16_channels_last": nhwc}
         width = {**self.width, "num_fp16_res": EVERYWHERE if self.half else 0}
+        if self.is_third:
+            return stylegan3.Generator(z_dim=512, w_dim=512, **self.size, **width, **blocks)
         if self.is_generator:
             return stylegan2.Generator(z_dim=512, w_dim=512, **self.size, **width, **blocks)
         return stylegan2.Discriminator(**self.size, **width, block_kwargs=blocks)
@@ -87,37 +103,46 @@ class NetworkForward:
         return [Expected(name, value, allowed=tolerance(self.dtype, 9 * 512, scale))]
 
     def providers(self) -> Iterator[Provider]:
-        formulation: Any = stock.Generator if self.is_generator else stock.Discriminator
-        yield Provider("stock", self._call(formulation(self.network), "reference"))
+        if not self.is_third:
+            formulation: Any = stock.Generator if self.is_generator else stock.Discriminator
+            yield Provider("stock", self._call(formulation(self.network), "reference"))
         yield Provider("reference", self._call(self.network, "reference"))
         yield Provider("automatic", self._call(self.network))
         for peer in self.session.peers:
             yield self._peer(peer, tuned=False)
-            if self.session.device.type == "cuda" and peer.networks is not None:
+            if self.session.device.type == "cuda" and self._module(peer) is not None:
                 yield self._peer(peer, tuned=True)
+
+    def _module(self, peer: Peer) -> ModuleType | None:
+        return peer.networks3 if self.is_third else peer.networks
 
     def _peer(self, peer: Peer, tuned: bool) -> Provider:
         name = f"{peer.name} tuned" if tuned else peer.name
-        problem = peer.problem or peer.networks_problem
+        networks = self._module(peer)
+        problem = peer.networks3_problem if self.is_third else peer.networks_problem
+        problem = peer.problem or problem
         if self.case.dtype == "bfloat16":
             problem = problem or "its 16-bit blocks are float16"
-        if peer.networks is None or problem:
+        if networks is None or problem:
             return Provider(name, None, problem, ours=False)
         half = (EVERYWHERE if tuned else AS_SHIPPED) if self.half else 0
         width = {**self.width, "num_fp16_res": half}
-        blocks = {"fp16_channels_last": True} if tuned else {}
+        blocks = {"fp16_channels_last": True} if tuned and not self.is_third else {}
         try:
             if self.is_generator:
                 options = {**self.size, "z_dim": 512, "w_dim": 512}
-                network = peer_generator(peer.networks, options, {**width, **blocks})
+                network = peer_generator(networks, options, {**width, **blocks})
             else:
                 options = {**self.size, **width, "block_kwargs": blocks}
-                network = peer.networks.Discriminator(**options)
+                network = networks.Discriminator(**options)
             network.load_state_dict(self.network.state_dict())
         except Exception as error:
             return Provider(name, None, f"networks: {one_line(error)}", ours=False)
         network = network.to(self.session.device).eval().requires_grad_(False)
-        detail = f"{peer.detail} num_fp16_res={half}{', channels_last, TF32' * tuned}".lstrip()
+        detail = (
+            f"{peer.detail} num_fp16_res={half}{', channels_last' * bool(blocks)}{', TF32' * tuned}"
+        )
+        detail = detail.lstrip()
         return Provider(name, self._call(network, tf32_too=tuned), detail, ours=False)
 
     def _call(

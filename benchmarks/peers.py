@@ -56,6 +56,8 @@ class Peer:
     filtered_lrelu_problem: str = "this checkout has no filtered_lrelu"
     networks: ModuleType | None = None
     networks_problem: str = "this family's networks differ from ours"
+    networks3: ModuleType | None = None
+    networks3_problem: str = "this checkout has no StyleGAN3"
 
 
 def load(path: str, device: torch.device) -> Peer:
@@ -96,14 +98,22 @@ def load(path: str, device: torch.device) -> Peer:
                 peer = replace(peer, filtered_lrelu=function, filtered_lrelu_problem="")
             except Exception as error:
                 peer = replace(peer, filtered_lrelu_problem=f"import failed: {one_line(error)}")
-        for module in ("networks_stylegan2", "networks"):
-            if (root / "training" / f"{module}.py").is_file():
-                try:
-                    networks = importlib.import_module(f"training.{module}")
-                except Exception as error:
-                    return replace(peer, networks_problem=f"import failed: {one_line(error)}")
-                return replace(peer, networks=networks, networks_problem="")
-    return peer
+        peer = replace(peer, **_networks_of(root, "networks", "networks_stylegan2", "networks"))
+        return replace(peer, **_networks_of(root, "networks3", "networks_stylegan3"))
+
+
+def _networks_of(root: Path, field: str, *modules: str) -> dict[str, Any]:
+    """Of the first of these modules that the checkout has."""
+    for module in modules:
+        if (root / "training" / f"{module}.py").is_file():
+            try:
+                return {
+                    field: importlib.import_module(f"training.{module}"),
+                    f"{field}_problem": "",
+                }
+            except Exception as error:
+                return {f"{field}_problem": f"import failed: {one_line(error)}"}
+    return {}
 
 
 def peer_generator(module: Any, size: dict[str, Any], synthesis: dict[str, Any]) -> Any:

@@ -146,7 +146,7 @@ class SynthesisInput(nn.Module):
 
 class SynthesisLayer(stylegan2.MixedPrecisionBlock):
     """y = filtered_lrelu(d ⊙ conv(s ⊙ g · x, weight) + bias), one call each of `modulated_conv2d`
-    and `filtered_lrelu`.
+    and `filtered_lrelu`; the bias belongs to the first, whose gradient of it costs no pass.
 
     s = affine(w) [N, I] are the styles, d [N, O] their demodulation coefficients, and
     g = 1 / √magnitude_ema keeps the magnitude of x: where `update_emas`, magnitude_ema first
@@ -268,12 +268,12 @@ class SynthesisLayer(stylegan2.MixedPrecisionBlock):
             padding=self.conv_kernel - 1,
             demodulate=not self.is_torgb,
             input_gain=self.magnitude_ema.rsqrt(),
+            bias=self.bias,
         )
         return filtered_lrelu(
             x,
             self.up_filter,
             self.down_filter,
-            self.bias.to(x.dtype),
             up=self.up_factor,
             down=self.down_factor,
             padding=self.padding,
