@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 # How many kernels each source has; every one of them runs on the CPU below.
-KERNELS = {"adain": 96, "demodulation": 2, "epilogue": 70, "upfirdn2d": 66}
+KERNELS = {"adain": 96, "demodulation": 2, "epilogue": 70, "filtered_lrelu": 12, "upfirdn2d": 66}
 SUMS = 13  # of the epilogue's kernels, upfirdn2d launches those that only add up d(v)
 HARNESS = ROOT / "tests" / "cuda_on_cpu"
 ARCHITECTURES = [
@@ -305,6 +305,15 @@ def run_sanitized(program: Path, *arguments: str) -> str:
             "epilogue", "thread", "few", KERNELS["epilogue"], marks=pytest.mark.exhaustive
         ),
         ("epilogue", "address", "far", 10),
+        ("filtered_lrelu", "address", "few", KERNELS["filtered_lrelu"]),
+        pytest.param(
+            "filtered_lrelu",
+            "address",
+            "all",
+            KERNELS["filtered_lrelu"],
+            marks=pytest.mark.exhaustive,
+        ),
+        ("filtered_lrelu", "thread", "few", KERNELS["filtered_lrelu"]),
         ("upfirdn2d", "address", "few", KERNELS["upfirdn2d"] + SUMS),
         pytest.param(
             "upfirdn2d", "address", "all", KERNELS["upfirdn2d"] + SUMS, marks=pytest.mark.exhaustive

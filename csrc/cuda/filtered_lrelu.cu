@@ -1,0 +1,490 @@
+// CUDA kernels of filtered_lrelu (csrc/filtered_lrelu.h). What lies between the filters is never in
+// global memory:
+//
+//   tile       a block takes a tile through shared memory, filter by filter
+//   pointwise  no filters
+
+#include "../filtered_lrelu.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <numeric>
+
+#include "epilogue.cuh"
+
+namespace stylegan_fast {
+namespace cuda {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int kTileFloats = 12160;  // 47.5 KiB
+constexpr int kTileSide = 32;       // outputs, at most
+
+struct Axis {
+  int in, out, pad;
+  int signs, sign_from;  // u[0] lies at signs[sign_from]
+};
+
+struct Filter {
+  Filter(const FilteredLreluFilter& f, bool correlate)
+      : taps(static_cast<const float*>(f.taps)), taps_x(taps ? f.taps_x : 1),
+        taps_y(taps ? f.taps_y : 1), separable(!taps || f.separable), correlate(correlate) {}
+
+  // Of a separable filter.
+  __device__ float tap(int k) const {
+    return taps ? taps[correlate ? k : taps_x - 1 - k] : 1.0f;
+  }
+  __device__ float tap(int ky, int kx) const {
+    const int k = ky * taps_x + kx;
+    return taps[correlate ? k : taps_x * taps_y - 1 - k];
+  }
+
+  const float* taps;
+  int taps_x, taps_y;
+  bool separable, correlate;
+};
+
+int as_int(int64_t value) {
+  if (std::abs(value) >= 1 << 28) {
+    throw std::invalid_argument("filtered_lrelu: " + std::to_string(value) +
+                                " is too large for the cuda backend");
+  }
+  return static_cast<int>(value);
+}
+
+// The call without its tensors.
+struct Call {
+  explicit Call(const FilteredLrelu& p)
+      : x{as_int(p.in_width), as_int(p.out_width), as_int(p.pad_x), as_int(p.sign_width),
+          as_int(p.sign_x)},
+        y{as_int(p.in_height), as_int(p.out_height), as_int(p.pad_y), as_int(p.sign_height),
+          as_int(p.sign_y)},
+        samples(p.samples), channels(p.channels), channels_last(p.channels_last), up(p.up),
+        down(p.down), fu(p.fu, p.correlate), fd(p.fd, p.correlate),
+        gain(static_cast<float>(p.gain)), slope(static_cast<float>(p.slope)),
+        clamp(static_cast<float>(p.clamp)),
+        sign_units(((channels_last ? channels : x.signs) + kUnit - 1) / kUnit) {}
+
+  // Between neighbours in a row of the image.
+  __device__ int64_t step() const { return channels_last ? channels : 1; }
+  __device__ int64_t input(int64_t sample, int64_t channel) const {
+    return plane(sample, channel, static_cast<int64_t>(x.in) * y.in);
+  }
+  __device__ int64_t output(int64_t sample, int64_t channel) const {
+    return plane(sample, channel, static_cast<int64_t>(x.out) * y.out);
+  }
+  // The unit of signs of a pixel that has some.
+  __device__ int64_t sign_unit(int64_t sample, int64_t channel, int row, int column) const {
+    if (channels_last) {
+      return ((sample * y.signs + row) * x.signs + column) * sign_units + channel / kUnit;
+    }
+    return ((sample * channels + channel) * y.signs + row) * sign_units + column / kUnit;
+  }
+
+  __device__ float activate(float u, bool& negative, bool& clamped) const {
+    negative = u <= 0.0f;
+    if (negative) u *= slope;
+    clamped = clamp != INFINITY && !(fabsf(u) <= clamp);
+    return fabsf(u) > clamp ? copysignf(clamp, u) : u;
+  }
+  __device__ float mask(float u, bool negative, bool clamped) const {
+    if (negative) u = slope == 0.0f ? 0.0f : slope * u;
+    return clamped ? 0.0f : u;
+  }
+
+  Axis x, y;
+  int64_t samples, channels;
+  bool channels_last;
+  int up, down;
+  Filter fu, fd;
+  float gain, slope, clamp;
+  int64_t sign_units;  // of a row
+
+ private:
+  __device__ int64_t plane(int64_t sample, int64_t channel, int64_t pixels) const {
+    return sample * channels * pixels + channel * (channels_last ? 1 : pixels);
+  }
+};
+
+template <class T>
+struct Tensors {
+  const T *x, *bias;
+  T* y;
+  uint16_t* signs;  // of u, read where it is masked, else written where there are any
+
+  __device__ float bias_value(int64_t channel) const {
+    return bias ? to_float(bias[channel]) : 0.0f;
+  }
+};
+
+unsigned grid_of(int64_t blocks) {
+  if (blocks > INT32_MAX) {
+    throw std::invalid_argument("filtered_lrelu: the tensor is too large for the cuda backend");
+  }
+  return static_cast<unsigned>(blocks);
+}
+
+// Takes digits off a number.
+class Digits {
+ public:
+  __device__ explicit Digits(int64_t number) : rest_(number) {}
+  __device__ int64_t pop(const Divider& size) {
+    const int64_t all = rest_;
+    rest_ = size(all);
+    return all - rest_ * size.divisor();
+  }
+  __device__ int64_t rest() const { return rest_; }
+
+ private:
+  int64_t rest_;
+};
+
+struct TileAxis {
+  TileAxis(const Call& call, int out, int taps_u, int taps_d)
+      : out(out), mid((out - 1) * call.down + taps_d),
+        in((mid - 1 + taps_u - 1) / call.up + 1) {}
+
+  int out, mid, in;  // of a tile
+};
+
+struct Tile {
+  Tile(const Call& call, int width, int height)
+      : x(call, width, call.fu.taps_x, call.fd.taps_x),
+        y(call, height, call.fu.taps_y, call.fd.taps_y),
+        tiles_x(ceil_divide(call.x.out, width)), tiles_y(ceil_divide(call.y.out, height)),
+        channel_groups(ceil_divide(call.channels, call.channels_last ? kUnit : 1)),
+        blocks(ceil_divide(call.x.out, width) * ceil_divide(call.y.out, height) * call.samples *
+               ceil_divide(call.channels, call.channels_last ? kUnit : 1)) {
+    int sizes[2] = {x.in * y.in, 0}, turn = 0;
+    const auto pass = [&](int floats) { turn ^= 1, sizes[turn] = std::max(sizes[turn], floats); };
+    if (call.fu.separable) pass(y.in * x.mid);
+    pass(y.mid * x.mid);
+    if (call.fd.separable) pass(y.mid * x.out);
+    second = sizes[0];
+    floats = sizes[0] + sizes[1];
+  }
+
+  TileAxis x, y;
+  Divider tiles_x, tiles_y, channel_groups;
+  int64_t blocks;
+  int second, floats;
+};
+
+// Which inputs the u of a tile read: u[begin + m] has tap i * up + lead - m on input first + i.
+struct TileReads {
+  __device__ TileReads(const Axis& axis, int up, int begin) {
+    const int place = begin - axis.pad;
+    first = place > 0 ? (place + up - 1) / up : -(-place / up);
+    lead = first * up - place;
+  }
+  __device__ int input(int m, int up) const { return (m - lead + up - 1) / up; }
+
+  int first, lead;
+};
+
+// Signs of NCHW: a tile begins at a whole unit. Those of its halo are its neighbour's.
+template <class T, bool masked>
+__global__ void __launch_bounds__(kThreads, 4)
+    tile_kernel(const Call call, const Tile plan, const Tensors<T> tensors) {
+  __shared__ float buffer[kTileFloats];
+  Digits digits(blockIdx.x);
+  const int tile_x = static_cast<int>(digits.pop(plan.tiles_x));
+  const int tile_y = static_cast<int>(digits.pop(plan.tiles_y));
+  const int group = call.channels_last ? kUnit : 1;
+  const int64_t first_channel = digits.pop(plan.channel_groups) * group, sample = digits.rest();
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int up = call.up, down = call.down, mid_width = plan.x.mid;
+  const Filter &fu = call.fu, &fd = call.fd;
+  const int ox = tile_x * plan.x.out, oy = tile_y * plan.y.out;
+  const int first_column = ox * down, first_row = oy * down;
+  const bool is_last_x = ox + plan.x.out >= call.x.out, is_last_y = oy + plan.y.out >= call.y.out;
+  const TileReads reads_x(call.x, up, first_column), reads_y(call.y, up, first_row);
+
+  for (int c = 0; c < group && first_channel + c < call.channels; ++c) {
+    const int64_t channel = first_channel + c;
+    float *from = buffer, *to = buffer + plan.second;
+    const auto next = [&] {
+      __syncthreads();
+      float* const written = to;
+      to = from;
+      from = written;
+    };
+
+    __syncthreads();
+    const T* const x = tensors.x + call.input(sample, channel);
+    const float bias = tensors.bias_value(channel);
+    for (int j = warp; j < plan.y.in; j += kWarps) {
+      const int row = reads_y.first + j;
+      for (int i = lane; i < plan.x.in; i += kWarp) {
+        const int column = reads_x.first + i;
+        float value = 0.0f;
+        if (row >= 0 && row < call.y.in && column >= 0 && column < call.x.in) {
+          value = to_float(x[(static_cast<int64_t>(row) * call.x.in + column) * call.step()]);
+          value = call.gain * (value + bias);
+        }
+        from[j * plan.x.in + i] = value;
+      }
+    }
+    __syncthreads();
+
+    if (fu.separable) {
+      for (int m = lane; m < mid_width; m += kWarp) {
+        const int first = reads_x.input(m, up), tap = first * up + reads_x.lead - m;
+        for (int j = warp; j < plan.y.in; j += kWarps) {
+          float sum = 0.0f;
+          const float* in = from + j * plan.x.in + first;
+          for (int k = tap; k < fu.taps_x; k += up) sum += fu.tap(k) * *in++;
+          to[j * mid_width + m] = sum;
+        }
+      }
+      next();
+    }
+
+    for (int r = warp; r < plan.y.mid; r += kWarps) {
+      const int first = reads_y.input(r, up), tap_y = first * up + reads_y.lead - r;
+      const int row = first_row + r;
+      for (int begin = 0; begin < mid_width; begin += kWarp) {
+        const int m = begin + lane, column = first_column + m;
+        float u = 0.0f;
+        if (m < mid_width && fu.separable) {
+          const float* in = from + first * mid_width + m;
+          for (int k = tap_y; k < fu.taps_y; k += up, in += mid_width) u += fu.tap(k) * *in;
+        } else if (m < mid_width) {
+          const int first_x = reads_x.input(m, up), tap_x = first_x * up + reads_x.lead - m;
+          const float* line = from + first * plan.x.in + first_x;
+          for (int ky = tap_y; ky < fu.taps_y; ky += up, line += plan.x.in) {
+            const float* in = line;
+            for (int kx = tap_x; kx < fu.taps_x; kx += up) u += fu.tap(ky, kx) * *in++;
+          }
+        }
+        const int place = static_cast<int>(call.channels_last ? channel % kUnit : column % kUnit);
+        if constexpr (masked) {
+          const int sign_y = row + call.y.sign_from, sign_x = column + call.x.sign_from;
+          bool negative = false, clamped = true;
+          if (m < mid_width && sign_y >= 0 && sign_y < call.y.signs && sign_x >= 0 &&
+              sign_x < call.x.signs) {
+            const unsigned unit = tensors.signs[call.sign_unit(sample, channel, sign_y, sign_x)];
+            const unsigned bits = unit >> (call.channels_last ? place : sign_x % kUnit);
+            negative = bits & 1;
+            clamped = bits >> kUnit & 1;
+          }
+          u = call.mask(u, negative, clamped);
+        } else {
+          bool negative, clamped;
+          u = call.activate(u, negative, clamped);
+          if (tensors.signs) {
+            unsigned bits = (negative | clamped << kUnit) << place;
+            const bool is_on = m < mid_width && row < call.y.signs && column < call.x.signs &&
+                               (is_last_y || r < plan.y.out * down) &&
+                               (is_last_x || m < plan.x.out * down);
+            if (!call.channels_last) {
+#pragma unroll
+              for (int lanes = 1; lanes < kUnit; lanes *= 2) {
+                bits |= __shfl_xor_sync(~0u, bits, lanes);
+              }
+            }
+            if (is_on && (call.channels_last || place == 0)) {
+              uint16_t* const unit =
+                  tensors.signs + call.sign_unit(sample, channel, row, column);
+              if (call.channels_last && c > 0) bits |= *unit;
+              *unit = static_cast<uint16_t>(bits);
+            }
+          }
+        }
+        if (m < mid_width) to[r * mid_width + m] = u;
+      }
+    }
+    next();
+
+    if (fd.separable) {
+      for (int r = warp; r < plan.y.mid; r += kWarps) {
+        for (int i = lane; i < plan.x.out; i += kWarp) {
+          float sum = 0.0f;
+          const float* const in = from + r * mid_width + i * down;
+          for (int k = 0; k < fd.taps_x; ++k) sum += fd.tap(k) * in[k];
+          to[r * plan.x.out + i] = sum;
+        }
+      }
+      next();
+    }
+
+    T* const y = tensors.y + call.output(sample, channel);
+    for (int j = warp; j < plan.y.out; j += kWarps) {
+      for (int i = lane; i < plan.x.out; i += kWarp) {
+        if (ox + i >= call.x.out || oy + j >= call.y.out) continue;
+        float sum = 0.0f;
+        if (fd.separable) {
+          const float* in = from + j * down * plan.x.out + i;
+          for (int k = 0; k < fd.taps_y; ++k, in += plan.x.out) sum += fd.tap(k) * *in;
+        } else {
+          const float* line = from + j * down * mid_width + i * down;
+          for (int ky = 0; ky < fd.taps_y; ++ky, line += mid_width) {
+            for (int kx = 0; kx < fd.taps_x; ++kx) sum += fd.tap(ky, kx) * line[kx];
+          }
+        }
+        round_to(sum, y[(static_cast<int64_t>(oy + j) * call.x.out + ox + i) * call.step()]);
+      }
+    }
+  }
+}
+
+struct Pointwise {
+  Divider units, columns, rows;  // of a row of signs, of the image
+  Divider planes;                // of a sample
+  bool packed;
+};
+
+// No filters: a thread a unit of signs.
+template <class T, bool masked>
+__global__ void __launch_bounds__(kThreads, 4)
+    pointwise_kernel(const Call call, const Pointwise plan, const Tensors<T> tensors) {
+  constexpr int kPack = 16 / sizeof(T);
+  const bool last = call.channels_last;
+  Digits digits(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+  const int64_t first = digits.pop(plan.units) * kUnit;
+  const int column = static_cast<int>(last ? digits.pop(plan.columns) : first);
+  const int row = static_cast<int>(digits.pop(plan.rows));
+  const int64_t channel = last ? first : digits.pop(plan.planes), sample = digits.rest();
+  if (sample >= call.samples) return;
+  const int count = static_cast<int>(
+      min(static_cast<int64_t>(kUnit), last ? call.channels - first : call.x.out - first));
+
+  const int in_row = row - call.y.pad, in_column = column - call.x.pad;
+  const T* const x = tensors.x + call.input(sample, channel) +
+                     (static_cast<int64_t>(in_row) * call.x.in + in_column) * call.step();
+  T* const y = tensors.y + call.output(sample, channel) +
+               (static_cast<int64_t>(row) * call.x.out + column) * call.step();
+  float values[kUnit];
+  if (plan.packed) {
+#pragma unroll
+    for (int j = 0; j < kUnit; j += kPack) {
+      const auto pack = Pack<T, kPack>::load(x + j);
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) values[j + k] = pack[k];
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kUnit; ++j) {
+      const int at = in_column + (last ? 0 : j);
+      const bool exists = j < count && in_row >= 0 && in_row < call.y.in && at >= 0 &&
+                          at < call.x.in;
+      values[j] = exists ? to_float(x[j]) : 0.0f;
+    }
+  }
+
+  float bias = 0.0f;
+  unsigned bits = 0;
+  if (masked && plan.packed) bits = tensors.signs[call.sign_unit(sample, channel, row, column)];
+#pragma unroll
+  for (int j = 0; j < kUnit; ++j) {
+    const int along = last ? 0 : j;
+    if constexpr (masked) {
+      bool negative = bits >> j & 1, clamped = bits >> (kUnit + j) & 1;
+      if (!plan.packed) {
+        const int sign_y = row + call.y.sign_from, sign_x = column + along + call.x.sign_from;
+        negative = false, clamped = true;
+        if (j < count && sign_y >= 0 && sign_y < call.y.signs && sign_x >= 0 &&
+            sign_x < call.x.signs) {
+          const unsigned unit = tensors.signs[call.sign_unit(sample, channel, sign_y, sign_x)] >>
+                                (last ? j : sign_x % kUnit);
+          negative = unit & 1;
+          clamped = unit >> kUnit & 1;
+        }
+      }
+      values[j] = call.mask(call.gain * values[j], negative, clamped);
+    } else {
+      const int at = in_column + along;
+      const bool exists = in_row >= 0 && in_row < call.y.in && at >= 0 && at < call.x.in;
+      if (j < count && (j == 0 || last)) bias = tensors.bias_value(channel + j);
+      const float u = exists ? call.gain * (values[j] + bias) : 0.0f;
+      bool negative, clamped;
+      values[j] = call.activate(u, negative, clamped);
+      bits |= (negative | clamped << kUnit) << j;
+    }
+  }
+  if (!masked && tensors.signs) {
+    tensors.signs[call.sign_unit(sample, channel, row, column)] = static_cast<uint16_t>(bits);
+  }
+  if (plan.packed) {
+#pragma unroll
+    for (int j = 0; j < kUnit; j += kPack) {
+      float some[kPack];
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) some[k] = values[j + k];
+      Pack<T, kPack>::rounded(some).store(y + j);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kUnit; ++j) {
+      if (j < count) round_to(values[j], y[j]);
+    }
+  }
+}
+
+template <class T, bool masked>
+void run(const Call& call, const Tensors<T>& tensors, void* stream) {
+  const Axis &x = call.x, &y = call.y;
+  if (!call.fu.taps && !call.fd.taps && call.up == 1 && call.down == 1) {
+    const bool same = x.in == x.out && y.in == y.out && x.pad == 0 && y.pad == 0 &&
+                      x.signs == x.out && y.signs == y.out && x.sign_from == 0 && y.sign_from == 0;
+    const int64_t row = call.channels_last ? call.channels : x.out;
+    const bool packed = same && row % kUnit == 0 && are_aligned<16>(tensors.x, tensors.y);
+    const int64_t units = ceil_divide(row, kUnit), planes = call.channels_last ? 1 : call.channels;
+    const int64_t columns = call.channels_last ? x.out : 1;
+    const Pointwise plan = {Divider(units), Divider(columns), Divider(y.out), Divider(planes),
+                            packed};
+    const int64_t threads = units * columns * y.out * planes * call.samples;
+    return launch(pointwise_kernel<T, masked>, dim3(grid_of(ceil_divide(threads, kThreads))),
+                  kThreads, stream, call, plan, tensors);
+  }
+  // Widths are powers of two, and of whole units of signs.
+  const int narrowest = kUnit / std::gcd(kUnit, call.down);
+  int width = kTileSide, height = kTileSide;
+  while (width > narrowest && width / 2 >= x.out) width /= 2;
+  while (height > 1 && height / 2 >= y.out) height /= 2;
+  while (Tile(call, width, height).floats > kTileFloats) {
+    if (height >= width || width == narrowest) {
+      if ((height /= 2) == 0) {
+        throw std::invalid_argument("filtered_lrelu: the filters are too large for the cuda "
+                                    "backend");
+      }
+    } else {
+      width /= 2;
+    }
+  }
+  const Tile plan(call, width, height);
+  launch(tile_kernel<T, masked>, dim3(grid_of(plan.blocks)), kThreads, stream, call, plan, tensors);
+}
+
+template <bool masked>
+void run(const FilteredLrelu& p, const void* x, void* y, uint8_t* signs, void* stream) {
+  if (!are_aligned<2>(signs)) {
+    throw std::invalid_argument("filtered_lrelu: the signs are at an odd address");
+  }
+  with_dtype(p.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const Call call(p);
+    if (p.samples * p.channels * p.out_height * p.out_width == 0) return;
+    const T* const bias = masked ? nullptr : static_cast<const T*>(p.bias);
+    run<T, masked>(call,
+                   {static_cast<const T*>(x), bias, static_cast<T*>(y),
+                    reinterpret_cast<uint16_t*>(signs)},
+                   stream);
+  });
+}
+
+}  // namespace
+
+void filtered_lrelu_forward(const FilteredLrelu& p, const void* x, void* y, uint8_t* signs,
+                            void* stream) {
+  run<false>(p, x, y, signs, stream);
+}
+
+void filtered_lrelu_masked(const FilteredLrelu& p, const void* x, const uint8_t* signs, void* y,
+                           void* stream) {
+  run<true>(p, x, y, const_cast<uint8_t*>(signs), stream);  // which is not written
+}
+
+}  // namespace cuda
+}  // namespace stylegan_fast
