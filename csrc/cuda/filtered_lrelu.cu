@@ -1,7 +1,11 @@
 // CUDA kernels of filtered_lrelu (csrc/filtered_lrelu.h). What lies between the filters is never in
 // global memory:
 //
-//   tile       a block takes a tile through shared memory, filter by filter
+//   strip      the filters of StyleGAN3, NCHW: a block walks down a strip of an image, a batch of
+//              rows at a time. It filters them along x into shared memory; then each thread takes a
+//              column through the filter along y, the activation and the other filter along y, all
+//              in registers; what comes out is filtered along x.
+//   tile       everything else: a block takes a tile through shared memory, filter by filter
 //   pointwise  no filters
 
 #include "../filtered_lrelu.h"
@@ -18,6 +22,10 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int kStripThreads = 128, kStripWarps = kStripThreads / kWarp;
+constexpr int kStripBlocks = 6;    // of a multiprocessor, which bounds their registers to 80
+constexpr int kStripWaves = 2;     // of blocks, as far as strips stay long enough
+constexpr int kShortestStrip = 4;  // batches
 constexpr int kTileFloats = 12160;  // 47.5 KiB
 constexpr int kTileSide = 32;       // outputs, at most
 
@@ -139,6 +147,267 @@ class Digits {
  private:
   int64_t rest_;
 };
+
+// Filters of 6 * up and 6 * down taps. Input i is the last that u[i * up + pad - taps + 1] and the
+// up - 1 after it read: a group. A strip begins at a row and a column of u that are multiples of up
+// and down and `lead` after the begin of a group.
+template <int up_, int down_, int lead_>
+struct Shape {
+  static constexpr int up = up_, down = down_, lead = lead_, groups = 6;
+  static constexpr int taps_u = groups * up, taps_d = groups * down;
+  // Of a batch; of u as many as a word has bits.
+  static constexpr int mid_rows = 32, in_rows = mid_rows / up, out_rows = mid_rows / down;
+  // Of a strip: outputs, u that they read, those that a thread makes at once, inputs of all these.
+  static constexpr int width = down == 2 ? 56 : 24, columns = width * down + taps_d - down;
+  static constexpr int mids = 8, quota = (lead + columns + mids - 1) / mids;
+  static constexpr int in_columns = quota * mids / up + groups - 1;
+  static constexpr int side = mids / down;  // outputs of a thread, which are neighbours
+  // What comes out before row 0, while the registers fill.
+  static constexpr int mid_ahead = (groups - 1) * up + lead;
+  static constexpr int out_ahead = (mid_ahead + taps_d - 1) / down;
+
+  static bool takes(const Call& call) {
+    const auto fits = [](const Axis& axis) {
+      return ((taps_u - 1 - lead - axis.pad) % up + up) % up == 0;
+    };
+    return !call.channels_last && call.up == up && call.down == down && fits(call.x) &&
+           fits(call.y) && call.fu.separable && call.fu.taps_x == taps_u && call.fd.separable &&
+           call.fd.taps_x == taps_d;
+  }
+  // The first input of a strip that begins at this u.
+  __device__ static int first_input(const Axis& axis, int begin) {
+    return (begin - mid_ahead - axis.pad + taps_u - 1) / up;
+  }
+};
+
+enum class Mode { plain, signs, masked };
+
+struct Strip {
+  Divider tiles, strips, channels;
+  int rows;  // of the output
+  int pack;  // outputs that may be stored together
+};
+
+// Rows of which 8 below each other begin in different banks, of 16 bytes each.
+STYLEGAN_FAST_HD constexpr int pitch_of(int columns) { return ((columns + 3) / 4 | 1) * 4; }
+
+// Transposes the bits of a warp.
+__device__ inline unsigned transpose(unsigned word, int lane) {
+  unsigned low = 0x0000ffff;
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    const unsigned other = __shfl_xor_sync(~0u, word, distance);
+    word = lane & distance ? (word & ~low) | (other >> distance & low)
+                           : (word & low) | (other << distance & ~low);
+    low ^= low << distance / 2;
+  }
+  return word;
+}
+
+template <int P, int N>
+__device__ inline void load_packs(const float* p, float (&out)[N]) {
+#pragma unroll
+  for (int j = 0; j < N; j += P) {
+    const auto pack = Pack<float, P>::load(p + j);
+#pragma unroll
+    for (int k = 0; k < P; ++k) out[j + k] = pack[k];
+  }
+}
+
+template <class T, int N>
+__device__ inline void store_outputs(const float (&values)[N], T* p, int count, int pack) {
+  if (pack == N && count >= N) {
+    Pack<T, N>::rounded(values).store(p);
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < N; j += 2) {
+    const float pair[] = {values[j], values[j + 1]};
+    if (pack > 1 && count >= j + 2) {
+      Pack<T, 2>::rounded(pair).store(p + j);
+    } else {
+      if (count > j) round_to(pair[0], p[j]);
+      if (count > j + 1) round_to(pair[1], p[j + 1]);
+    }
+  }
+}
+
+template <class T, class S, Mode mode>
+__global__ void __launch_bounds__(kStripThreads, kStripBlocks)
+    strip_kernel(const Call call, const Strip plan, const Tensors<T> tensors) {
+  constexpr int U = S::up, D = S::down, G = S::groups;
+  constexpr int reads = S::mids / U, in_pitch = pitch_of(S::in_columns + reads - 1);
+  constexpr int mid_pitch = pitch_of(kStripThreads), units = kStripThreads / kUnit;
+  alignas(16) __shared__ float in[S::in_rows][in_pitch];
+  alignas(16) __shared__ float mid[S::in_rows][mid_pitch];    // after a filter along x
+  alignas(16) __shared__ float out[S::out_rows][mid_pitch];   // before the other
+  __shared__ uint16_t signs[S::mid_rows][units + 2];  // an odd number of words
+
+  Digits digits(blockIdx.x);
+  const int ox = static_cast<int>(digits.pop(plan.tiles)) * S::width;
+  const int oy = static_cast<int>(digits.pop(plan.strips)) * plan.rows;
+  const int64_t channel = digits.pop(plan.channels), sample = digits.rest();
+  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+  const int rows = min(plan.rows, call.y.out - oy);
+  const bool is_last_x = ox + S::width >= call.x.out, is_last_y = oy + plan.rows >= call.y.out;
+  const int column = S::first_input(call.x, ox * D), row = S::first_input(call.y, oy * D);
+
+  const T* const x = tensors.x + call.input(sample, channel);
+  T* const y = tensors.y + call.output(sample, channel) + ox;
+  const float bias = tensors.bias_value(channel);
+  float taps_u[S::taps_u], taps_d[S::taps_d];
+#pragma unroll
+  for (int k = 0; k < S::taps_u; ++k) taps_u[k] = call.fu.tap(k);
+#pragma unroll
+  for (int k = 0; k < S::taps_d; ++k) taps_d[k] = call.fd.tap(k);
+  // Partial sums of the u and of the outputs that are not complete yet, oldest first.
+  float u[(G - 1) * U] = {}, sums[G] = {};
+
+  for (int batch = 0; batch * S::out_rows < rows + S::out_ahead; ++batch) {
+    for (int j = warp; j < S::in_rows; j += kStripWarps) {
+      const int in_row = row + batch * S::in_rows + j;
+      const T* const line = x + static_cast<int64_t>(in_row) * call.x.in + column;
+      const bool has_row = in_row >= 0 && in_row < call.y.in;
+#pragma unroll
+      for (int begin = 0; begin < S::in_columns; begin += kWarp) {
+        const int i = begin + lane;
+        float value = 0.0f;
+        if (has_row && column + i >= 0 && column + i < call.x.in) {
+          value = call.gain * (to_float(line[i]) + bias);
+        }
+        if (i < S::in_columns) in[j][i] = value;
+      }
+    }
+    const int mid_row = oy * D + batch * S::mid_rows - S::mid_ahead;  // of u
+    const int sign_column = ox * D + call.x.sign_from;
+    if constexpr (mode == Mode::masked) {
+      const int first = sign_column >> 3, sign_row = mid_row + call.y.sign_from;
+      for (int i = thread; i < S::mid_rows * (units + 1); i += kStripThreads) {
+        const int r = i / (units + 1), unit = first + i - r * (units + 1);
+        unsigned bits = 0xff00;
+        if (sign_row + r >= 0 && sign_row + r < call.y.signs && unit >= 0 &&
+            unit < call.sign_units) {
+          const int64_t line = (sample * call.channels + channel) * call.y.signs + sign_row + r;
+          bits = tensors.signs[line * call.sign_units + unit];
+          bits |= 0xff00u << min(call.x.signs - unit * kUnit, kUnit) & 0xff00;
+        }
+        signs[r][unit - first] = static_cast<uint16_t>(bits);
+      }
+    }
+    __syncthreads();
+
+#pragma unroll 1
+    for (int i = thread; i < S::in_rows * S::quota; i += kStripThreads) {
+      const int j = i / 8 / S::quota * 8 + i % 8, part = i / 8 % S::quota;
+      float window[(reads + G - 1 + reads - 1) / reads * reads], values[S::mids];
+      load_packs<reads>(in[j] + part * reads, window);
+#pragma unroll
+      for (int m = 0; m < S::mids; ++m) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int g = 0; g < G; ++g) sum += taps_u[g * U + U - 1 - m % U] * window[m / U + g];
+        values[m] = sum;
+      }
+#pragma unroll
+      for (int m = 0; m < S::mids; m += 4) {
+        const float quad[] = {values[m], values[m + 1], values[m + 2], values[m + 3]};
+        Pack<float, 4>::rounded(quad).store(mid[j] + part * S::mids + m);
+      }
+    }
+    __syncthreads();
+
+    // Bit r: of row r of this batch.
+    unsigned negative = 0, clamped = 0;
+    if constexpr (mode == Mode::masked) {
+      uint64_t low = 0, high = 0;
+#pragma unroll
+      for (int k = 0; k < kWarp / kUnit + 1; ++k) {
+        const uint64_t unit = signs[lane][warp * (kWarp / kUnit) + k];
+        low |= (unit & 0xff) << k * kUnit;
+        high |= unit >> kUnit << k * kUnit;
+      }
+      negative = transpose(static_cast<unsigned>(low >> sign_column % kUnit), lane);
+      clamped = transpose(static_cast<unsigned>(high >> sign_column % kUnit), lane);
+      if (call.slope == 0.0f) clamped |= negative;
+    }
+    const int at = min(thread, S::columns - 1) + S::lead;
+#pragma unroll
+    for (int j = 0; j < S::in_rows; ++j) {
+      const float value = mid[j][at];
+      float done[U];
+#pragma unroll
+      for (int m = 0; m < S::taps_u; ++m) {
+        const float sum = (m < (G - 1) * U ? u[m % ((G - 1) * U)] : 0.0f) +
+                          taps_u[S::taps_u - 1 - m] * value;
+        (m < U ? done[m % U] : u[(m + (G - 2) * U) % ((G - 1) * U)]) = sum;
+      }
+#pragma unroll
+      for (int p = 0; p < U; ++p) {
+        const int r = j * U + p, phase = (r + S::mid_ahead * (D - 1)) % D;
+        float v = done[p];
+        if constexpr (mode == Mode::masked) {
+          if (negative >> r & 1) v *= call.slope;
+          if (clamped >> r & 1) v = 0.0f;
+        } else {
+          bool is_negative, is_clamped;
+          v = call.activate(v, is_negative, is_clamped);
+          if (mode == Mode::signs && is_negative) negative |= 1u << r;
+          if (mode == Mode::signs && is_clamped) clamped |= 1u << r;
+        }
+#pragma unroll
+        for (int g = 0; g < G; ++g) sums[g] += taps_d[(G - 1 - g) * D + phase] * v;
+        if (phase == D - 1) {
+          out[r / D][thread] = sums[0];
+#pragma unroll
+          for (int g = 0; g < G - 1; ++g) sums[g] = sums[g + 1];
+          sums[G - 1] = 0.0f;
+        }
+      }
+    }
+    if constexpr (mode == Mode::signs) {
+      negative = transpose(negative, lane);
+      clamped = transpose(clamped, lane);
+#pragma unroll
+      for (int k = 0; k < kWarp / kUnit; ++k) {
+        signs[lane][warp * (kWarp / kUnit) + k] = static_cast<uint16_t>(
+            (negative >> k * kUnit & 0xff) | (clamped >> k * kUnit & 0xff) << kUnit);
+      }
+    }
+    __syncthreads();
+
+#pragma unroll 1
+    for (int i = thread; i < S::out_rows * (S::width / S::side); i += kStripThreads) {
+      constexpr int parts = S::width / S::side;
+      const int j = i / 8 / parts * 8 + i % 8, o = i / 8 % parts * S::side;
+      float window[(S::mids - D + S::taps_d + 3) / 4 * 4], values[S::side];
+      load_packs<4>(out[j] + o * D, window);
+#pragma unroll
+      for (int k = 0; k < S::side; ++k) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int tap = 0; tap < S::taps_d; ++tap) sum += taps_d[tap] * window[k * D + tap];
+        values[k] = sum;
+      }
+      const int out_row = batch * S::out_rows + j - S::out_ahead;
+      if (out_row >= 0 && out_row < rows) {
+        store_outputs(values, y + static_cast<int64_t>(oy + out_row) * call.x.out + o,
+                      call.x.out - ox - o, plan.pack);
+      }
+    }
+    if constexpr (mode == Mode::signs) {
+#pragma unroll
+      for (int i = thread; i < S::mid_rows * units; i += kStripThreads) {
+        const int r = i / units, unit = i % units, sign_row = mid_row + r;
+        if (sign_row >= oy * D && sign_row < call.y.signs &&
+            (is_last_y || sign_row < (oy + plan.rows) * D) && unit * kUnit < S::columns &&
+            (is_last_x || unit * kUnit < S::width * D) && ox * D + unit * kUnit < call.x.signs) {
+          tensors.signs[call.sign_unit(sample, channel, sign_row, ox * D + unit * kUnit)] =
+              signs[r][unit];
+        }
+      }
+    }
+  }
+}
 
 struct TileAxis {
   TileAxis(const Call& call, int out, int taps_u, int taps_d)
@@ -422,9 +691,41 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
+template <class T, class S, Mode mode>
+bool run_strips(const Call& call, const Tensors<T>& tensors, void* stream) {
+  if (!S::takes(call)) return false;
+  const int64_t tiles = ceil_divide(call.x.out, S::width);
+  const int64_t planes = tiles * call.channels * call.samples;
+  const int64_t wanted = static_cast<int64_t>(multiprocessors()) * kStripBlocks * kStripWaves;
+  const int64_t most = ceil_divide(call.y.out, S::out_rows * kShortestStrip);
+  const int64_t batches = ceil_divide(call.y.out, S::out_rows);
+  const int64_t rows =
+      ceil_divide(batches, std::min(ceil_divide(wanted, planes), most)) * S::out_rows;
+  const int64_t strips = ceil_divide(call.y.out, rows);
+  int pack = S::side;
+  while (pack > 1 && (call.x.out % pack || reinterpret_cast<uintptr_t>(tensors.y) % (pack * sizeof(T)))) {
+    pack /= 2;
+  }
+  const Strip plan = {Divider(tiles), Divider(strips), Divider(call.channels),
+                      static_cast<int>(rows), pack};
+  launch(strip_kernel<T, S, mode>, dim3(grid_of(planes * strips)), kStripThreads, stream, call,
+         plan, tensors);
+  return true;
+}
+
 template <class T, bool masked>
 void run(const Call& call, const Tensors<T>& tensors, void* stream) {
   const Axis &x = call.x, &y = call.y;
+  if constexpr (masked) {
+    if (run_strips<T, Shape<2, 2, 0>, Mode::masked>(call, tensors, stream)) return;
+    if (run_strips<T, Shape<2, 4, 1>, Mode::masked>(call, tensors, stream)) return;
+  } else if (tensors.signs) {
+    if (run_strips<T, Shape<2, 2, 0>, Mode::signs>(call, tensors, stream)) return;
+    if (run_strips<T, Shape<4, 2, 1>, Mode::signs>(call, tensors, stream)) return;
+  } else {
+    if (run_strips<T, Shape<2, 2, 0>, Mode::plain>(call, tensors, stream)) return;
+    if (run_strips<T, Shape<4, 2, 1>, Mode::plain>(call, tensors, stream)) return;
+  }
   if (!call.fu.taps && !call.fd.taps && call.up == 1 && call.down == 1) {
     const bool same = x.in == x.out && y.in == y.out && x.pad == 0 && y.pad == 0 &&
                       x.signs == x.out && y.signs == y.out && x.sign_from == 0 && y.sign_from == 0;
