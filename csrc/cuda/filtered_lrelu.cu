@@ -214,20 +214,21 @@ __device__ inline void load_packs(const float* p, float (&out)[N]) {
   }
 }
 
+// `count` is a multiple of `pack`, where positive.
 template <class T, int N>
 __device__ inline void store_outputs(const float (&values)[N], T* p, int count, int pack) {
-  if (pack == N && count >= N) {
-    Pack<T, N>::rounded(values).store(p);
-    return;
-  }
+  if (pack == N) {
+    if (count > 0) Pack<T, N>::rounded(values).store(p);
+  } else if (pack == 2) {
 #pragma unroll
-  for (int j = 0; j < N; j += 2) {
-    const float pair[] = {values[j], values[j + 1]};
-    if (pack > 1 && count >= j + 2) {
-      Pack<T, 2>::rounded(pair).store(p + j);
-    } else {
-      if (count > j) round_to(pair[0], p[j]);
-      if (count > j + 1) round_to(pair[1], p[j + 1]);
+    for (int j = 0; j < N; j += 2) {
+      const float pair[] = {values[j], values[j + 1]};
+      if (count > j) Pack<T, 2>::rounded(pair).store(p + j);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      if (count > j) round_to(values[j], p[j]);
     }
   }
 }
@@ -252,47 +253,68 @@ __global__ void __launch_bounds__(kStripThreads, kStripBlocks)
   const bool is_last_x = ox + S::width >= call.x.out, is_last_y = oy + plan.rows >= call.y.out;
   const int column = S::first_input(call.x, ox * D), row = S::first_input(call.y, oy * D);
 
-  const T* const x = tensors.x + call.input(sample, channel);
+  const T* x = tensors.x + call.input(sample, channel) +
+               static_cast<int64_t>(row + warp) * call.x.in + column + lane;
   T* const y = tensors.y + call.output(sample, channel) + ox;
+  constexpr int parts = (S::in_columns + kWarp - 1) / kWarp;
+  bool has_column[parts];
+#pragma unroll
+  for (int k = 0; k < parts; ++k) {
+    const int i = column + k * kWarp + lane;
+    has_column[k] = i >= 0 && i < call.x.in;
+  }
   const float bias = tensors.bias_value(channel);
   float taps_u[S::taps_u], taps_d[S::taps_d];
 #pragma unroll
   for (int k = 0; k < S::taps_u; ++k) taps_u[k] = call.fu.tap(k);
 #pragma unroll
   for (int k = 0; k < S::taps_d; ++k) taps_d[k] = call.fd.tap(k);
+  uint16_t* const sign_plane =
+      tensors.signs + (sample * call.channels + channel) * call.y.signs * call.sign_units;
+  const int sign_column = ox * D + call.x.sign_from;  // of those that are read
   // Partial sums of the u and of the outputs that are not complete yet, oldest first.
   float u[(G - 1) * U] = {}, sums[G] = {};
 
   for (int batch = 0; batch * S::out_rows < rows + S::out_ahead; ++batch) {
-    for (int j = warp; j < S::in_rows; j += kStripWarps) {
-      const int in_row = row + batch * S::in_rows + j;
-      const T* const line = x + static_cast<int64_t>(in_row) * call.x.in + column;
-      const bool has_row = in_row >= 0 && in_row < call.y.in;
+    T loaded[S::in_rows / kStripWarps][parts];
+    unsigned has_row = 0;
 #pragma unroll
-      for (int begin = 0; begin < S::in_columns; begin += kWarp) {
-        const int i = begin + lane;
-        float value = 0.0f;
-        if (has_row && column + i >= 0 && column + i < call.x.in) {
-          value = call.gain * (to_float(line[i]) + bias);
-        }
-        if (i < S::in_columns) in[j][i] = value;
+    for (int k = 0; k < S::in_rows / kStripWarps; ++k) {
+      const int in_row = row + batch * S::in_rows + k * kStripWarps + warp;
+      has_row |= static_cast<unsigned>(in_row >= 0 && in_row < call.y.in) << k;
+#pragma unroll
+      for (int part = 0; part < parts; ++part) {
+        if (has_row >> k & 1 && has_column[part]) loaded[k][part] = x[part * kWarp];
+      }
+      x += static_cast<int64_t>(kStripWarps) * call.x.in;
+    }
+#pragma unroll
+    for (int k = 0; k < S::in_rows / kStripWarps; ++k) {
+#pragma unroll
+      for (int part = 0; part < parts; ++part) {
+        const int i = part * kWarp + lane;
+        const float value = has_row >> k & 1 && has_column[part]
+                                ? call.gain * (to_float(loaded[k][part]) + bias)
+                                : 0.0f;
+        if (i < S::in_columns) in[k * kStripWarps + warp][i] = value;
       }
     }
     const int mid_row = oy * D + batch * S::mid_rows - S::mid_ahead;  // of u
-    const int sign_column = ox * D + call.x.sign_from;
     if constexpr (mode == Mode::masked) {
-      const int first = sign_column >> 3, sign_row = mid_row + call.y.sign_from;
-      for (int i = thread; i < S::mid_rows * (units + 1); i += kStripThreads) {
-        const int r = i / (units + 1), unit = first + i - r * (units + 1);
+      const auto read = [&](int r, int k) {
+        const int sign_row = mid_row + r + call.y.sign_from, unit = (sign_column >> 3) + k;
         unsigned bits = 0xff00;
-        if (sign_row + r >= 0 && sign_row + r < call.y.signs && unit >= 0 &&
-            unit < call.sign_units) {
-          const int64_t line = (sample * call.channels + channel) * call.y.signs + sign_row + r;
-          bits = tensors.signs[line * call.sign_units + unit];
+        if (sign_row >= 0 && sign_row < call.y.signs && unit >= 0 && unit < call.sign_units) {
+          bits = sign_plane[sign_row * call.sign_units + unit];
           bits |= 0xff00u << min(call.x.signs - unit * kUnit, kUnit) & 0xff00;
         }
-        signs[r][unit - first] = static_cast<uint16_t>(bits);
+        signs[r][k] = static_cast<uint16_t>(bits);
+      };
+#pragma unroll
+      for (int r = 0; r < S::mid_rows; r += kStripThreads / units) {
+        read(r + thread / units, thread % units);
       }
+      if (thread < S::mid_rows) read(thread, units);
     }
     __syncthreads();
 
@@ -326,8 +348,8 @@ __global__ void __launch_bounds__(kStripThreads, kStripBlocks)
         low |= (unit & 0xff) << k * kUnit;
         high |= unit >> kUnit << k * kUnit;
       }
-      negative = transpose(static_cast<unsigned>(low >> sign_column % kUnit), lane);
-      clamped = transpose(static_cast<unsigned>(high >> sign_column % kUnit), lane);
+      negative = transpose(static_cast<unsigned>(low >> (sign_column & (kUnit - 1))), lane);
+      clamped = transpose(static_cast<unsigned>(high >> (sign_column & (kUnit - 1))), lane);
       if (call.slope == 0.0f) clamped |= negative;
     }
     const int at = min(thread, S::columns - 1) + S::lead;
@@ -395,14 +417,16 @@ __global__ void __launch_bounds__(kStripThreads, kStripBlocks)
       }
     }
     if constexpr (mode == Mode::signs) {
+      const int unit = thread % units, first = ox * D + unit * kUnit;
+      const bool is_owned = unit * kUnit < S::columns &&
+                            (is_last_x || unit * kUnit < S::width * D) &&
+                            first < call.x.signs;
 #pragma unroll
-      for (int i = thread; i < S::mid_rows * units; i += kStripThreads) {
-        const int r = i / units, unit = i % units, sign_row = mid_row + r;
-        if (sign_row >= oy * D && sign_row < call.y.signs &&
-            (is_last_y || sign_row < (oy + plan.rows) * D) && unit * kUnit < S::columns &&
-            (is_last_x || unit * kUnit < S::width * D) && ox * D + unit * kUnit < call.x.signs) {
-          tensors.signs[call.sign_unit(sample, channel, sign_row, ox * D + unit * kUnit)] =
-              signs[r][unit];
+      for (int k = 0; k < S::mid_rows; k += kStripThreads / units) {
+        const int r = k + thread / units, sign_row = mid_row + r;
+        if (is_owned && sign_row >= oy * D && sign_row < call.y.signs &&
+            (is_last_y || sign_row < (oy + plan.rows) * D)) {
+          sign_plane[sign_row * call.sign_units + first / kUnit] = signs[r][unit];
         }
       }
     }
