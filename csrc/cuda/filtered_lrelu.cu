@@ -1,10 +1,11 @@
 // CUDA kernels of filtered_lrelu (csrc/filtered_lrelu.h). What lies between the filters is never in
 // global memory:
 //
-//   strip      the filters of StyleGAN3, NCHW: a block walks down a strip of an image, a batch of
+//   planes     the filters of StyleGAN3, NCHW: a block walks down a strip of an image, a batch of
 //              rows at a time. It filters them along x into shared memory; then each thread takes a
 //              column through the filter along y, the activation and the other filter along y, all
 //              in registers; what comes out is filtered along x.
+//   pixels     the same of NHWC: a thread takes columns of a channel through the first three filters
 //   tile       everything else: a block takes a tile through shared memory, filter by filter
 //   pointwise  no filters
 
@@ -22,10 +23,8 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kStripThreads = 128, kStripWarps = kStripThreads / kWarp;
-constexpr int kStripBlocks = 6;    // of a multiprocessor, which bounds their registers to 80
 constexpr int kStripWaves = 2;     // of blocks, as far as strips stay long enough
-constexpr int kShortestStrip = 4;  // batches
+constexpr int kShortestStrip = 64;  // rows of the output
 constexpr int kTileFloats = 12160;  // 47.5 KiB
 constexpr int kTileSide = 32;       // outputs, at most
 
@@ -155,13 +154,6 @@ template <int up_, int down_, int lead_>
 struct Shape {
   static constexpr int up = up_, down = down_, lead = lead_, groups = 6;
   static constexpr int taps_u = groups * up, taps_d = groups * down;
-  // Of a batch; of u as many as a word has bits.
-  static constexpr int mid_rows = 32, in_rows = mid_rows / up, out_rows = mid_rows / down;
-  // Of a strip: outputs, u that they read, those that a thread makes at once, inputs of all these.
-  static constexpr int width = down == 2 ? 56 : 24, columns = width * down + taps_d - down;
-  static constexpr int mids = 8, quota = (lead + columns + mids - 1) / mids;
-  static constexpr int in_columns = quota * mids / up + groups - 1;
-  static constexpr int side = mids / down;  // outputs of a thread, which are neighbours
   // What comes out before row 0, while the registers fill.
   static constexpr int mid_ahead = (groups - 1) * up + lead;
   static constexpr int out_ahead = (mid_ahead + taps_d - 1) / down;
@@ -170,8 +162,8 @@ struct Shape {
     const auto fits = [](const Axis& axis) {
       return ((taps_u - 1 - lead - axis.pad) % up + up) % up == 0;
     };
-    return !call.channels_last && call.up == up && call.down == down && fits(call.x) &&
-           fits(call.y) && call.fu.separable && call.fu.taps_x == taps_u && call.fd.separable &&
+    return call.up == up && call.down == down && fits(call.x) && fits(call.y) &&
+           call.fu.separable && call.fu.taps_x == taps_u && call.fd.separable &&
            call.fd.taps_x == taps_d;
   }
   // The first input of a strip that begins at this u.
@@ -180,10 +172,35 @@ struct Shape {
   }
 };
 
+// NCHW: a thread has a column of u.
+template <class S>
+struct Planes {
+  static constexpr int threads = 128, blocks = 6, channels = 1;
+  // Of a batch; of u as many as a word has bits.
+  static constexpr int mid_rows = 32, in_rows = mid_rows / S::up, out_rows = mid_rows / S::down;
+  // Of a strip: outputs, u that they read, those that a thread makes at once, inputs of all these.
+  static constexpr int width = S::down == 2 ? 56 : 24;
+  static constexpr int columns = width * S::down + S::taps_d - S::down;
+  static constexpr int mids = 8, quota = (S::lead + columns + mids - 1) / mids;
+  static constexpr int in_columns = quota * mids / S::up + S::groups - 1;
+  static constexpr int side = mids / S::down;  // outputs of a thread, which are neighbours
+};
+
+// NHWC: a thread has four columns of u of a channel.
+template <class S>
+struct Pixels {
+  static constexpr int threads = 256, channels = S::down == 2 ? 16 : 8;
+  static constexpr int blocks = S::up == 4 ? 1 : 2;
+  static constexpr int mids = 4, columns = threads / channels * mids;
+  static constexpr int mid_rows = 8, in_rows = mid_rows / S::up, out_rows = mid_rows / S::down;
+  static constexpr int width = (columns - S::lead - S::taps_d + S::down) / 4 * 4 / S::down;
+  static constexpr int side = mids / S::down;
+};
+
 enum class Mode { plain, signs, masked };
 
 struct Strip {
-  Divider tiles, strips, channels;
+  Divider tiles, strips, channel_groups;
   int rows;  // of the output
   int pack;  // outputs that may be stored together
 };
@@ -234,29 +251,31 @@ __device__ inline void store_outputs(const float (&values)[N], T* p, int count, 
 }
 
 template <class T, class S, Mode mode>
-__global__ void __launch_bounds__(kStripThreads, kStripBlocks)
-    strip_kernel(const Call call, const Strip plan, const Tensors<T> tensors) {
+__global__ void __launch_bounds__(Planes<S>::threads, Planes<S>::blocks)
+    planes_kernel(const Call call, const Strip plan, const Tensors<T> tensors) {
+  using L = Planes<S>;
   constexpr int U = S::up, D = S::down, G = S::groups;
-  constexpr int reads = S::mids / U, in_pitch = pitch_of(S::in_columns + reads - 1);
-  constexpr int mid_pitch = pitch_of(kStripThreads), units = kStripThreads / kUnit;
-  alignas(16) __shared__ float in[S::in_rows][in_pitch];
-  alignas(16) __shared__ float mid[S::in_rows][mid_pitch];    // after a filter along x
-  alignas(16) __shared__ float out[S::out_rows][mid_pitch];   // before the other
-  __shared__ uint16_t signs[S::mid_rows][units + 2];  // an odd number of words
+  constexpr int reads = L::mids / U, in_pitch = pitch_of(L::in_columns + reads - 1);
+  constexpr int mid_pitch = pitch_of(L::threads), units = L::threads / kUnit;
+  constexpr int warps = L::threads / kWarp;
+  alignas(16) __shared__ float in[L::in_rows][in_pitch];
+  alignas(16) __shared__ float mid[L::in_rows][mid_pitch];    // after a filter along x
+  alignas(16) __shared__ float out[L::out_rows][mid_pitch];   // before the other
+  __shared__ uint16_t signs[L::mid_rows][units + 2];  // an odd number of words
 
   Digits digits(blockIdx.x);
-  const int ox = static_cast<int>(digits.pop(plan.tiles)) * S::width;
+  const int ox = static_cast<int>(digits.pop(plan.tiles)) * L::width;
   const int oy = static_cast<int>(digits.pop(plan.strips)) * plan.rows;
-  const int64_t channel = digits.pop(plan.channels), sample = digits.rest();
+  const int64_t channel = digits.pop(plan.channel_groups), sample = digits.rest();
   const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
   const int rows = min(plan.rows, call.y.out - oy);
-  const bool is_last_x = ox + S::width >= call.x.out, is_last_y = oy + plan.rows >= call.y.out;
+  const bool is_last_x = ox + L::width >= call.x.out, is_last_y = oy + plan.rows >= call.y.out;
   const int column = S::first_input(call.x, ox * D), row = S::first_input(call.y, oy * D);
 
   const T* x = tensors.x + call.input(sample, channel) +
                static_cast<int64_t>(row + warp) * call.x.in + column + lane;
   T* const y = tensors.y + call.output(sample, channel) + ox;
-  constexpr int parts = (S::in_columns + kWarp - 1) / kWarp;
+  constexpr int parts = (L::in_columns + kWarp - 1) / kWarp;
   bool has_column[parts];
 #pragma unroll
   for (int k = 0; k < parts; ++k) {
@@ -275,31 +294,31 @@ __global__ void __launch_bounds__(kStripThreads, kStripBlocks)
   // Partial sums of the u and of the outputs that are not complete yet, oldest first.
   float u[(G - 1) * U] = {}, sums[G] = {};
 
-  for (int batch = 0; batch * S::out_rows < rows + S::out_ahead; ++batch) {
-    T loaded[S::in_rows / kStripWarps][parts];
+  for (int batch = 0; batch * L::out_rows < rows + S::out_ahead; ++batch) {
+    T loaded[L::in_rows / warps][parts];
     unsigned has_row = 0;
 #pragma unroll
-    for (int k = 0; k < S::in_rows / kStripWarps; ++k) {
-      const int in_row = row + batch * S::in_rows + k * kStripWarps + warp;
+    for (int k = 0; k < L::in_rows / warps; ++k) {
+      const int in_row = row + batch * L::in_rows + k * warps + warp;
       has_row |= static_cast<unsigned>(in_row >= 0 && in_row < call.y.in) << k;
 #pragma unroll
       for (int part = 0; part < parts; ++part) {
         if (has_row >> k & 1 && has_column[part]) loaded[k][part] = x[part * kWarp];
       }
-      x += static_cast<int64_t>(kStripWarps) * call.x.in;
+      x += static_cast<int64_t>(warps) * call.x.in;
     }
 #pragma unroll
-    for (int k = 0; k < S::in_rows / kStripWarps; ++k) {
+    for (int k = 0; k < L::in_rows / warps; ++k) {
 #pragma unroll
       for (int part = 0; part < parts; ++part) {
         const int i = part * kWarp + lane;
         const float value = has_row >> k & 1 && has_column[part]
                                 ? call.gain * (to_float(loaded[k][part]) + bias)
                                 : 0.0f;
-        if (i < S::in_columns) in[k * kStripWarps + warp][i] = value;
+        if (i < L::in_columns) in[k * warps + warp][i] = value;
       }
     }
-    const int mid_row = oy * D + batch * S::mid_rows - S::mid_ahead;  // of u
+    const int mid_row = oy * D + batch * L::mid_rows - S::mid_ahead;  // of u
     if constexpr (mode == Mode::masked) {
       const auto read = [&](int r, int k) {
         const int sign_row = mid_row + r + call.y.sign_from, unit = (sign_column >> 3) + k;
@@ -311,29 +330,29 @@ __global__ void __launch_bounds__(kStripThreads, kStripBlocks)
         signs[r][k] = static_cast<uint16_t>(bits);
       };
 #pragma unroll
-      for (int r = 0; r < S::mid_rows; r += kStripThreads / units) {
+      for (int r = 0; r < L::mid_rows; r += L::threads / units) {
         read(r + thread / units, thread % units);
       }
-      if (thread < S::mid_rows) read(thread, units);
+      if (thread < L::mid_rows) read(thread, units);
     }
     __syncthreads();
 
 #pragma unroll 1
-    for (int i = thread; i < S::in_rows * S::quota; i += kStripThreads) {
-      const int j = i / 8 / S::quota * 8 + i % 8, part = i / 8 % S::quota;
-      float window[(reads + G - 1 + reads - 1) / reads * reads], values[S::mids];
+    for (int i = thread; i < L::in_rows * L::quota; i += L::threads) {
+      const int j = i / 8 / L::quota * 8 + i % 8, part = i / 8 % L::quota;
+      float window[(reads + G - 1 + reads - 1) / reads * reads], values[L::mids];
       load_packs<reads>(in[j] + part * reads, window);
 #pragma unroll
-      for (int m = 0; m < S::mids; ++m) {
+      for (int m = 0; m < L::mids; ++m) {
         float sum = 0.0f;
 #pragma unroll
         for (int g = 0; g < G; ++g) sum += taps_u[g * U + U - 1 - m % U] * window[m / U + g];
         values[m] = sum;
       }
 #pragma unroll
-      for (int m = 0; m < S::mids; m += 4) {
+      for (int m = 0; m < L::mids; m += 4) {
         const float quad[] = {values[m], values[m + 1], values[m + 2], values[m + 3]};
-        Pack<float, 4>::rounded(quad).store(mid[j] + part * S::mids + m);
+        Pack<float, 4>::rounded(quad).store(mid[j] + part * L::mids + m);
       }
     }
     __syncthreads();
@@ -352,9 +371,9 @@ __global__ void __launch_bounds__(kStripThreads, kStripBlocks)
       clamped = transpose(static_cast<unsigned>(high >> (sign_column & (kUnit - 1))), lane);
       if (call.slope == 0.0f) clamped |= negative;
     }
-    const int at = min(thread, S::columns - 1) + S::lead;
+    const int at = min(thread, L::columns - 1) + S::lead;
 #pragma unroll
-    for (int j = 0; j < S::in_rows; ++j) {
+    for (int j = 0; j < L::in_rows; ++j) {
       const float value = mid[j][at];
       float done[U];
 #pragma unroll
@@ -398,19 +417,19 @@ __global__ void __launch_bounds__(kStripThreads, kStripBlocks)
     __syncthreads();
 
 #pragma unroll 1
-    for (int i = thread; i < S::out_rows * (S::width / S::side); i += kStripThreads) {
-      constexpr int parts = S::width / S::side;
-      const int j = i / 8 / parts * 8 + i % 8, o = i / 8 % parts * S::side;
-      float window[(S::mids - D + S::taps_d + 3) / 4 * 4], values[S::side];
+    for (int i = thread; i < L::out_rows * (L::width / L::side); i += L::threads) {
+      constexpr int parts = L::width / L::side;
+      const int j = i / 8 / parts * 8 + i % 8, o = i / 8 % parts * L::side;
+      float window[(L::mids - D + S::taps_d + 3) / 4 * 4], values[L::side];
       load_packs<4>(out[j] + o * D, window);
 #pragma unroll
-      for (int k = 0; k < S::side; ++k) {
+      for (int k = 0; k < L::side; ++k) {
         float sum = 0.0f;
 #pragma unroll
         for (int tap = 0; tap < S::taps_d; ++tap) sum += taps_d[tap] * window[k * D + tap];
         values[k] = sum;
       }
-      const int out_row = batch * S::out_rows + j - S::out_ahead;
+      const int out_row = batch * L::out_rows + j - S::out_ahead;
       if (out_row >= 0 && out_row < rows) {
         store_outputs(values, y + static_cast<int64_t>(oy + out_row) * call.x.out + o,
                       call.x.out - ox - o, plan.pack);
@@ -418,15 +437,173 @@ __global__ void __launch_bounds__(kStripThreads, kStripBlocks)
     }
     if constexpr (mode == Mode::signs) {
       const int unit = thread % units, first = ox * D + unit * kUnit;
-      const bool is_owned = unit * kUnit < S::columns &&
-                            (is_last_x || unit * kUnit < S::width * D) &&
+      const bool is_owned = unit * kUnit < L::columns &&
+                            (is_last_x || unit * kUnit < L::width * D) &&
                             first < call.x.signs;
 #pragma unroll
-      for (int k = 0; k < S::mid_rows; k += kStripThreads / units) {
+      for (int k = 0; k < L::mid_rows; k += L::threads / units) {
         const int r = k + thread / units, sign_row = mid_row + r;
         if (is_owned && sign_row >= oy * D && sign_row < call.y.signs &&
             (is_last_y || sign_row < (oy + plan.rows) * D)) {
           sign_plane[sign_row * call.sign_units + first / kUnit] = signs[r][unit];
+        }
+      }
+    }
+  }
+}
+
+template <class T, class S, Mode mode>
+__global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
+    pixels_kernel(const Call call, const Strip plan, const Tensors<T> tensors) {
+  using L = Pixels<S>;
+  constexpr int U = S::up, D = S::down, G = S::groups, C = L::channels, M = L::mids;
+  constexpr int reads = M / U + G - 1;
+  // Before the other filter along x. After every four columns one is left out, so that neighbours
+  // use different banks.
+  constexpr int pitch = L::columns / M * (M + 1) * C;
+  __shared__ float out[2][L::out_rows][pitch];
+
+  Digits digits(blockIdx.x);
+  const int ox = static_cast<int>(digits.pop(plan.tiles)) * L::width;
+  const int oy = static_cast<int>(digits.pop(plan.strips)) * plan.rows;
+  const int64_t first_channel = digits.pop(plan.channel_groups) * C, sample = digits.rest();
+  const int thread = threadIdx.x, lane = thread % kWarp, group = thread / C;
+  const int64_t channel = first_channel + thread % C;
+  const bool has_channel = channel < call.channels;
+  const int rows = min(plan.rows, call.y.out - oy);
+  const bool is_last_x = ox + L::width >= call.x.out, is_last_y = oy + plan.rows >= call.y.out;
+  const int column = S::first_input(call.x, ox * D) + group * (M / U);
+  const int row = S::first_input(call.y, oy * D);
+
+  const int64_t step = call.channels, line = step * call.x.in;
+  const T* x = tensors.x + call.input(sample, channel) + row * line + column * step;
+  T* const y = tensors.y + call.output(sample, first_channel);
+  unsigned has_column = 0;
+#pragma unroll
+  for (int i = 0; i < reads; ++i) {
+    has_column |= static_cast<unsigned>(has_channel && column + i >= 0 && column + i < call.x.in)
+                  << i;
+  }
+  const float bias = has_channel ? tensors.bias_value(channel) : 0.0f;
+  float taps_u[S::taps_u], taps_d[S::taps_d];
+#pragma unroll
+  for (int k = 0; k < S::taps_u; ++k) taps_u[k] = call.fu.tap(k);
+#pragma unroll
+  for (int k = 0; k < S::taps_d; ++k) taps_d[k] = call.fd.tap(k);
+  // Partial sums of the u and of the outputs that are not complete yet, oldest first.
+  float u[M][(G - 1) * U] = {}, sums[M][G] = {};
+
+  for (int batch = 0; batch * L::out_rows < rows + S::out_ahead; ++batch) {
+    // Bit r * M + m: of row r of this batch in column m of this thread. As read and written, lane
+    // r * M + m has those of the warp's channels and columns.
+    const int mid_row = oy * D + batch * L::mid_rows - S::mid_ahead + lane / M;
+    const int mid_column = ox * D - S::lead + (thread - lane) / C * M + lane % M;
+    unsigned negative = 0, clamped = 0;
+    if constexpr (mode == Mode::masked) {
+      const int sign_row = mid_row + call.y.sign_from;
+#pragma unroll
+      for (int k = 0; k < kWarp / kUnit; ++k) {
+        const int sign_column = mid_column + k * kUnit / C * M + call.x.sign_from;
+        const int64_t unit_channel = first_channel + k * kUnit % C;
+        unsigned bits = 0xff00;
+        if (sign_row >= 0 && sign_row < call.y.signs && sign_column >= 0 &&
+            sign_column < call.x.signs && unit_channel < call.channels) {
+          bits = tensors.signs[call.sign_unit(sample, unit_channel, sign_row, sign_column)];
+        }
+        negative |= (bits & 0xff) << k * kUnit;
+        clamped |= bits >> kUnit << k * kUnit;
+      }
+      negative = transpose(negative, lane);
+      clamped = transpose(clamped, lane);
+      if (call.slope == 0.0f) clamped |= negative;
+    }
+
+    float* const to = out[batch % 2][0] + group * (M + 1) * C + thread % C;
+#pragma unroll
+    for (int j = 0; j < L::in_rows; ++j) {
+      const int in_row = row + batch * L::in_rows + j;
+      const unsigned exists = in_row >= 0 && in_row < call.y.in ? has_column : 0;
+      float window[reads];
+#pragma unroll
+      for (int i = 0; i < reads; ++i) {
+        window[i] = 0.0f;
+        if (exists >> i & 1) window[i] = call.gain * (to_float(x[i * step]) + bias);
+      }
+      x += line;
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        float value = 0.0f;
+#pragma unroll
+        for (int g = 0; g < G; ++g) value += taps_u[g * U + U - 1 - m % U] * window[m / U + g];
+        float done[U];
+#pragma unroll
+        for (int k = 0; k < S::taps_u; ++k) {
+          const float sum = (k < (G - 1) * U ? u[m][k % ((G - 1) * U)] : 0.0f) +
+                            taps_u[S::taps_u - 1 - k] * value;
+          (k < U ? done[k % U] : u[m][(k + (G - 2) * U) % ((G - 1) * U)]) = sum;
+        }
+#pragma unroll
+        for (int p = 0; p < U; ++p) {
+          const int r = j * U + p, phase = (r + S::mid_ahead * (D - 1)) % D;
+          float v = done[p];
+          if constexpr (mode == Mode::masked) {
+            if (negative >> (r * M + m) & 1) v *= call.slope;
+            if (clamped >> (r * M + m) & 1) v = 0.0f;
+          } else {
+            bool is_negative, is_clamped;
+            v = call.activate(v, is_negative, is_clamped);
+            if (mode == Mode::signs && is_negative) negative |= 1u << (r * M + m);
+            if (mode == Mode::signs && is_clamped) clamped |= 1u << (r * M + m);
+          }
+#pragma unroll
+          for (int g = 0; g < G; ++g) sums[m][g] += taps_d[(G - 1 - g) * D + phase] * v;
+          if (phase == D - 1) {
+            to[r / D * pitch + m * C] = sums[m][0];
+#pragma unroll
+            for (int g = 0; g < G - 1; ++g) sums[m][g] = sums[m][g + 1];
+            sums[m][G - 1] = 0.0f;
+          }
+        }
+      }
+    }
+    if constexpr (mode == Mode::signs) {
+      negative = transpose(negative, lane);
+      clamped = transpose(clamped, lane);
+      const bool has_row = mid_row >= oy * D && mid_row < call.y.signs &&
+                           (is_last_y || mid_row < (oy + plan.rows) * D);
+#pragma unroll
+      for (int k = 0; k < kWarp / kUnit; ++k) {
+        const int sign_column = mid_column + k * kUnit / C * M;
+        const int64_t unit_channel = first_channel + k * kUnit % C;
+        if (has_row && sign_column >= ox * D && sign_column < call.x.signs &&
+            (is_last_x || sign_column < (ox + L::width) * D) && unit_channel < call.channels) {
+          tensors.signs[call.sign_unit(sample, unit_channel, mid_row, sign_column)] =
+              static_cast<uint16_t>((negative >> k * kUnit & 0xff) |
+                                    (clamped >> k * kUnit & 0xff) << kUnit);
+        }
+      }
+    }
+    __syncthreads();
+
+#pragma unroll 1
+    for (int i = thread; i < L::out_rows * (L::width / L::side) * C; i += L::threads) {
+      constexpr int parts = L::width / L::side;
+      const int j = i / C / parts, part = i / C % parts, c = i % C;
+      const float* const from = out[batch % 2][j] + part * (M + 1) * C + c;
+      float window[M - D + S::taps_d];
+#pragma unroll
+      for (int k = 0; k < M - D + S::taps_d; ++k) {
+        window[k] = from[((k + S::lead) / M * (M + 1) + (k + S::lead) % M) * C];
+      }
+      const int out_row = batch * L::out_rows + j - S::out_ahead, o = ox + part * L::side;
+#pragma unroll
+      for (int k = 0; k < L::side; ++k) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int tap = 0; tap < S::taps_d; ++tap) sum += taps_d[tap] * window[k * D + tap];
+        if (out_row >= 0 && out_row < rows && o + k < call.x.out && first_channel + c < step) {
+          round_to(sum,
+                   y[(static_cast<int64_t>(oy + out_row) * call.x.out + o + k) * step + c]);
         }
       }
     }
@@ -715,25 +892,34 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
+template <class L, class T, class Kernel>
+void run_strips(Kernel kernel, const Call& call, const Tensors<T>& tensors, void* stream) {
+  const int64_t tiles = ceil_divide(call.x.out, L::width);
+  const int64_t groups = ceil_divide(call.channels, L::channels);
+  const int64_t columns = tiles * groups * call.samples;
+  const int64_t wanted = static_cast<int64_t>(multiprocessors()) * L::blocks * kStripWaves;
+  const int64_t most = ceil_divide(call.y.out, kShortestStrip);
+  const int64_t batches = ceil_divide(call.y.out, L::out_rows);
+  const int64_t rows =
+      ceil_divide(batches, std::min(ceil_divide(wanted, columns), most)) * L::out_rows;
+  const int64_t strips = ceil_divide(call.y.out, rows);
+  int pack = L::side;
+  while (call.x.out % pack || reinterpret_cast<uintptr_t>(tensors.y) % (pack * sizeof(T))) {
+    pack /= 2;
+  }
+  const Strip plan = {Divider(tiles), Divider(strips), Divider(groups), static_cast<int>(rows),
+                      pack};
+  launch(kernel, dim3(grid_of(columns * strips)), L::threads, stream, call, plan, tensors);
+}
+
 template <class T, class S, Mode mode>
 bool run_strips(const Call& call, const Tensors<T>& tensors, void* stream) {
   if (!S::takes(call)) return false;
-  const int64_t tiles = ceil_divide(call.x.out, S::width);
-  const int64_t planes = tiles * call.channels * call.samples;
-  const int64_t wanted = static_cast<int64_t>(multiprocessors()) * kStripBlocks * kStripWaves;
-  const int64_t most = ceil_divide(call.y.out, S::out_rows * kShortestStrip);
-  const int64_t batches = ceil_divide(call.y.out, S::out_rows);
-  const int64_t rows =
-      ceil_divide(batches, std::min(ceil_divide(wanted, planes), most)) * S::out_rows;
-  const int64_t strips = ceil_divide(call.y.out, rows);
-  int pack = S::side;
-  while (pack > 1 && (call.x.out % pack || reinterpret_cast<uintptr_t>(tensors.y) % (pack * sizeof(T)))) {
-    pack /= 2;
+  if (call.channels_last) {
+    run_strips<Pixels<S>>(pixels_kernel<T, S, mode>, call, tensors, stream);
+  } else {
+    run_strips<Planes<S>>(planes_kernel<T, S, mode>, call, tensors, stream);
   }
-  const Strip plan = {Divider(tiles), Divider(strips), Divider(call.channels),
-                      static_cast<int>(rows), pack};
-  launch(strip_kernel<T, S, mode>, dim3(grid_of(planes * strips)), kStripThreads, stream, call,
-         plan, tensors);
   return true;
 }
 
