@@ -67,14 +67,14 @@ struct Call {
           as_int(p.sign_x)},
         y{as_int(p.in_height), as_int(p.out_height), as_int(p.pad_y), as_int(p.sign_height),
           as_int(p.sign_y)},
-        samples(p.samples), channels(p.channels), channels_last(p.channels_last), up(p.up),
+        samples(p.samples), channels(as_int(p.channels)), channels_last(p.channels_last), up(p.up),
         down(p.down), fu(p.fu, p.correlate), fd(p.fd, p.correlate),
         gain(static_cast<float>(p.gain)), slope(static_cast<float>(p.slope)),
         clamp(static_cast<float>(p.clamp)),
         sign_units(((channels_last ? channels : x.signs) + kUnit - 1) / kUnit) {}
 
   // Between neighbours in a row of the image.
-  __device__ int64_t step() const { return channels_last ? channels : 1; }
+  __device__ int step() const { return channels_last ? channels : 1; }
   __device__ int64_t input(int64_t sample, int64_t channel) const {
     return plane(sample, channel, static_cast<int64_t>(x.in) * y.in);
   }
@@ -101,7 +101,8 @@ struct Call {
   }
 
   Axis x, y;
-  int64_t samples, channels;
+  int64_t samples;
+  int channels;
   bool channels_last;
   int up, down;
   Filter fu, fd;
@@ -189,8 +190,8 @@ struct Planes {
 // NHWC: a thread has four columns of u of a channel.
 template <class S>
 struct Pixels {
-  static constexpr int threads = 256, channels = S::down == 2 ? 16 : 8;
-  static constexpr int blocks = S::up == 4 ? 1 : 2;
+  static constexpr int threads = S::down == 2 ? 192 : 256, channels = 8;
+  static constexpr int blocks = 2;
   static constexpr int mids = 4, columns = threads / channels * mids;
   static constexpr int mid_rows = 8, in_rows = mid_rows / S::up, out_rows = mid_rows / S::down;
   static constexpr int width = (columns - S::lead - S::taps_d + S::down) / 4 * 4 / S::down;
@@ -208,18 +209,120 @@ struct Strip {
 // Rows of which 8 below each other begin in different banks, of 16 bytes each.
 STYLEGAN_FAST_HD constexpr int pitch_of(int columns) { return ((columns + 3) / 4 | 1) * 4; }
 
-// Transposes the bits of a warp.
-__device__ inline unsigned transpose(unsigned word, int lane) {
-  unsigned low = 0x0000ffff;
+template <class S>
+struct Taps {
+  __device__ explicit Taps(const Call& call) {
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    const unsigned other = __shfl_xor_sync(~0u, word, distance);
-    word = lane & distance ? (word & ~low) | (other >> distance & low)
-                           : (word & low) | (other << distance & ~low);
-    low ^= low << distance / 2;
+    for (int k = 0; k < S::taps_u; ++k) u[k] = call.fu.tap(k);
+#pragma unroll
+    for (int k = 0; k < S::taps_d; ++k) d[k] = call.fd.tap(k);
   }
-  return word;
-}
+
+  // Element m of u from the group on that the first of these inputs belongs to.
+  template <int N>
+  __device__ float up(const float (&inputs)[N], int m) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int g = 0; g < S::groups; ++g) {
+      sum += u[g * S::up + S::up - 1 - m % S::up] * inputs[m / S::up + g];
+    }
+    return sum;
+  }
+  template <int N>
+  __device__ float down(const float (&v)[N], int i) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < S::taps_d; ++k) sum += d[k] * v[i * S::down + k];
+    return sum;
+  }
+
+  float u[S::taps_u], d[S::taps_d];
+};
+
+// What the filters along y need to go on with a column.
+template <class S>
+class Column {
+ public:
+  __device__ void push(float input) {
+#pragma unroll
+    for (int g = 0; g < S::groups - 1; ++g) inputs_[g] = inputs_[g + 1];
+    inputs_[S::groups - 1] = input;
+  }
+  // Row p of the group that the last input completes.
+  __device__ float u(const Taps<S>& taps, int p) const { return taps.up(inputs_, p); }
+
+  // Takes a row of v. True where it completes an output; `r` counts as `mid_ahead` does.
+  __device__ bool add(const Taps<S>& taps, int r, float v, float& output) {
+    const int phase = (r + S::mid_ahead * (S::down - 1)) % S::down;
+#pragma unroll
+    for (int g = 0; g < S::groups; ++g) {
+      sums_[g] += taps.d[(S::groups - 1 - g) * S::down + phase] * v;
+    }
+    if (phase < S::down - 1) return false;
+    output = sums_[0];
+#pragma unroll
+    for (int g = 0; g < S::groups - 1; ++g) sums_[g] = sums_[g + 1];
+    sums_[S::groups - 1] = 0.0f;
+    return true;
+  }
+
+ private:
+  float inputs_[S::groups] = {};
+  float sums_[S::groups] = {};  // of the outputs that are not complete yet, oldest first
+};
+
+// 32 signs of a thread.
+class Signs {
+ public:
+  Signs() = default;
+  __device__ Signs(unsigned negative, unsigned clamped) : negative_(negative), clamped_(clamped) {}
+
+  __device__ void add_unit(int k, unsigned bits) {
+    negative_ |= (bits & 0xff) << k * kUnit;
+    clamped_ |= bits >> kUnit << k * kUnit;
+  }
+  __device__ uint16_t unit(int k) const {
+    return static_cast<uint16_t>((negative_ >> k * kUnit & 0xff) |
+                                 (clamped_ >> k * kUnit & 0xff) << kUnit);
+  }
+  // Where the factor is 0, u counts as clamped.
+  __device__ void clamp_negative() { clamped_ |= negative_; }
+
+  // Lane i has sign j of lane j's, of lane i.
+  __device__ void transpose(int lane) {
+    negative_ = transpose(negative_, lane);
+    clamped_ = transpose(clamped_, lane);
+  }
+
+  template <Mode mode>
+  __device__ float v(const Call& call, float u, int i) {
+    if constexpr (mode == Mode::masked) {
+      if (negative_ >> i & 1) u *= call.slope;
+      return clamped_ >> i & 1 ? 0.0f : u;
+    } else {
+      bool is_negative, is_clamped;
+      u = call.activate(u, is_negative, is_clamped);
+      if (mode == Mode::signs && is_negative) negative_ |= 1u << i;
+      if (mode == Mode::signs && is_clamped) clamped_ |= 1u << i;
+      return u;
+    }
+  }
+
+ private:
+  __device__ static unsigned transpose(unsigned word, int lane) {
+    unsigned low = 0x0000ffff;
+#pragma unroll
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      const unsigned other = __shfl_xor_sync(~0u, word, distance);
+      word = lane & distance ? (word & ~low) | (other >> distance & low)
+                             : (word & low) | (other << distance & ~low);
+      low ^= low << distance / 2;
+    }
+    return word;
+  }
+
+  unsigned negative_ = 0, clamped_ = 0;
+};
 
 template <int P, int N>
 __device__ inline void load_packs(const float* p, float (&out)[N]) {
@@ -283,16 +386,11 @@ __global__ void __launch_bounds__(Planes<S>::threads, Planes<S>::blocks)
     has_column[k] = i >= 0 && i < call.x.in;
   }
   const float bias = tensors.bias_value(channel);
-  float taps_u[S::taps_u], taps_d[S::taps_d];
-#pragma unroll
-  for (int k = 0; k < S::taps_u; ++k) taps_u[k] = call.fu.tap(k);
-#pragma unroll
-  for (int k = 0; k < S::taps_d; ++k) taps_d[k] = call.fd.tap(k);
+  const Taps<S> taps(call);
   uint16_t* const sign_plane =
       tensors.signs + (sample * call.channels + channel) * call.y.signs * call.sign_units;
   const int sign_column = ox * D + call.x.sign_from;  // of those that are read
-  // Partial sums of the u and of the outputs that are not complete yet, oldest first.
-  float u[(G - 1) * U] = {}, sums[G] = {};
+  Column<S> state;
 
   for (int batch = 0; batch * L::out_rows < rows + S::out_ahead; ++batch) {
     T loaded[L::in_rows / warps][parts];
@@ -343,12 +441,7 @@ __global__ void __launch_bounds__(Planes<S>::threads, Planes<S>::blocks)
       float window[(reads + G - 1 + reads - 1) / reads * reads], values[L::mids];
       load_packs<reads>(in[j] + part * reads, window);
 #pragma unroll
-      for (int m = 0; m < L::mids; ++m) {
-        float sum = 0.0f;
-#pragma unroll
-        for (int g = 0; g < G; ++g) sum += taps_u[g * U + U - 1 - m % U] * window[m / U + g];
-        values[m] = sum;
-      }
+      for (int m = 0; m < L::mids; ++m) values[m] = taps.up(window, m);
 #pragma unroll
       for (int m = 0; m < L::mids; m += 4) {
         const float quad[] = {values[m], values[m + 1], values[m + 2], values[m + 3]};
@@ -357,8 +450,7 @@ __global__ void __launch_bounds__(Planes<S>::threads, Planes<S>::blocks)
     }
     __syncthreads();
 
-    // Bit r: of row r of this batch.
-    unsigned negative = 0, clamped = 0;
+    Signs own;  // of the rows of this batch
     if constexpr (mode == Mode::masked) {
       uint64_t low = 0, high = 0;
 #pragma unroll
@@ -367,51 +459,28 @@ __global__ void __launch_bounds__(Planes<S>::threads, Planes<S>::blocks)
         low |= (unit & 0xff) << k * kUnit;
         high |= unit >> kUnit << k * kUnit;
       }
-      negative = transpose(static_cast<unsigned>(low >> (sign_column & (kUnit - 1))), lane);
-      clamped = transpose(static_cast<unsigned>(high >> (sign_column & (kUnit - 1))), lane);
-      if (call.slope == 0.0f) clamped |= negative;
+      const int shift = sign_column & (kUnit - 1);
+      own = Signs(static_cast<unsigned>(low >> shift), static_cast<unsigned>(high >> shift));
+      if (call.slope == 0.0f) own.clamp_negative();
+      own.transpose(lane);
     }
     const int at = min(thread, L::columns - 1) + S::lead;
 #pragma unroll
     for (int j = 0; j < L::in_rows; ++j) {
-      const float value = mid[j][at];
-      float done[U];
-#pragma unroll
-      for (int m = 0; m < S::taps_u; ++m) {
-        const float sum = (m < (G - 1) * U ? u[m % ((G - 1) * U)] : 0.0f) +
-                          taps_u[S::taps_u - 1 - m] * value;
-        (m < U ? done[m % U] : u[(m + (G - 2) * U) % ((G - 1) * U)]) = sum;
-      }
+      state.push(mid[j][at]);
 #pragma unroll
       for (int p = 0; p < U; ++p) {
-        const int r = j * U + p, phase = (r + S::mid_ahead * (D - 1)) % D;
-        float v = done[p];
-        if constexpr (mode == Mode::masked) {
-          if (negative >> r & 1) v *= call.slope;
-          if (clamped >> r & 1) v = 0.0f;
-        } else {
-          bool is_negative, is_clamped;
-          v = call.activate(v, is_negative, is_clamped);
-          if (mode == Mode::signs && is_negative) negative |= 1u << r;
-          if (mode == Mode::signs && is_clamped) clamped |= 1u << r;
-        }
-#pragma unroll
-        for (int g = 0; g < G; ++g) sums[g] += taps_d[(G - 1 - g) * D + phase] * v;
-        if (phase == D - 1) {
-          out[r / D][thread] = sums[0];
-#pragma unroll
-          for (int g = 0; g < G - 1; ++g) sums[g] = sums[g + 1];
-          sums[G - 1] = 0.0f;
-        }
+        const int r = j * U + p;
+        const float v = own.template v<mode>(call, state.u(taps, p), r);
+        float output;
+        if (state.add(taps, r, v, output)) out[r / D][thread] = output;
       }
     }
     if constexpr (mode == Mode::signs) {
-      negative = transpose(negative, lane);
-      clamped = transpose(clamped, lane);
+      own.transpose(lane);
 #pragma unroll
       for (int k = 0; k < kWarp / kUnit; ++k) {
-        signs[lane][warp * (kWarp / kUnit) + k] = static_cast<uint16_t>(
-            (negative >> k * kUnit & 0xff) | (clamped >> k * kUnit & 0xff) << kUnit);
+        signs[lane][warp * (kWarp / kUnit) + k] = own.unit(k);
       }
     }
     __syncthreads();
@@ -423,12 +492,7 @@ __global__ void __launch_bounds__(Planes<S>::threads, Planes<S>::blocks)
       float window[(L::mids - D + S::taps_d + 3) / 4 * 4], values[L::side];
       load_packs<4>(out[j] + o * D, window);
 #pragma unroll
-      for (int k = 0; k < L::side; ++k) {
-        float sum = 0.0f;
-#pragma unroll
-        for (int tap = 0; tap < S::taps_d; ++tap) sum += taps_d[tap] * window[k * D + tap];
-        values[k] = sum;
-      }
+      for (int k = 0; k < L::side; ++k) values[k] = taps.down(window, k);
       const int out_row = batch * L::out_rows + j - S::out_ahead;
       if (out_row >= 0 && out_row < rows) {
         store_outputs(values, y + static_cast<int64_t>(oy + out_row) * call.x.out + o,
@@ -466,17 +530,20 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
   Digits digits(blockIdx.x);
   const int ox = static_cast<int>(digits.pop(plan.tiles)) * L::width;
   const int oy = static_cast<int>(digits.pop(plan.strips)) * plan.rows;
-  const int64_t first_channel = digits.pop(plan.channel_groups) * C, sample = digits.rest();
+  const int first_channel = static_cast<int>(digits.pop(plan.channel_groups)) * C;
+  const int64_t sample = digits.rest();
   const int thread = threadIdx.x, lane = thread % kWarp, group = thread / C;
-  const int64_t channel = first_channel + thread % C;
-  const bool has_channel = channel < call.channels;
+  const int channel = first_channel + thread % C, channels = call.channels - first_channel;
+  const bool has_channel = thread % C < channels;
   const int rows = min(plan.rows, call.y.out - oy);
   const bool is_last_x = ox + L::width >= call.x.out, is_last_y = oy + plan.rows >= call.y.out;
   const int column = S::first_input(call.x, ox * D) + group * (M / U);
   const int row = S::first_input(call.y, oy * D);
 
-  const int64_t step = call.channels, line = step * call.x.in;
-  const T* x = tensors.x + call.input(sample, channel) + row * line + column * step;
+  const int step = call.channels;
+  const int64_t line = static_cast<int64_t>(step) * call.x.in;
+  const T* x = tensors.x + call.input(sample, channel) + row * line +
+               static_cast<int64_t>(column) * step;
   T* const y = tensors.y + call.output(sample, first_channel);
   unsigned has_column = 0;
 #pragma unroll
@@ -485,37 +552,33 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
                   << i;
   }
   const float bias = has_channel ? tensors.bias_value(channel) : 0.0f;
-  float taps_u[S::taps_u], taps_d[S::taps_d];
-#pragma unroll
-  for (int k = 0; k < S::taps_u; ++k) taps_u[k] = call.fu.tap(k);
-#pragma unroll
-  for (int k = 0; k < S::taps_d; ++k) taps_d[k] = call.fd.tap(k);
-  // Partial sums of the u and of the outputs that are not complete yet, oldest first.
-  float u[M][(G - 1) * U] = {}, sums[M][G] = {};
+  const Taps<S> taps(call);
+  uint16_t* const sign_image = tensors.signs + call.sign_unit(sample, first_channel, 0, 0);
+  const auto sign_unit = [&](int row, int column, int k) {
+    return (static_cast<int64_t>(row) * call.x.signs + column) * call.sign_units + k * kUnit % C / kUnit;
+  };
+  Column<S> state[M];
 
   for (int batch = 0; batch * L::out_rows < rows + S::out_ahead; ++batch) {
     // Bit r * M + m: of row r of this batch in column m of this thread. As read and written, lane
     // r * M + m has those of the warp's channels and columns.
     const int mid_row = oy * D + batch * L::mid_rows - S::mid_ahead + lane / M;
     const int mid_column = ox * D - S::lead + (thread - lane) / C * M + lane % M;
-    unsigned negative = 0, clamped = 0;
+    Signs own;
     if constexpr (mode == Mode::masked) {
       const int sign_row = mid_row + call.y.sign_from;
 #pragma unroll
       for (int k = 0; k < kWarp / kUnit; ++k) {
         const int sign_column = mid_column + k * kUnit / C * M + call.x.sign_from;
-        const int64_t unit_channel = first_channel + k * kUnit % C;
         unsigned bits = 0xff00;
         if (sign_row >= 0 && sign_row < call.y.signs && sign_column >= 0 &&
-            sign_column < call.x.signs && unit_channel < call.channels) {
-          bits = tensors.signs[call.sign_unit(sample, unit_channel, sign_row, sign_column)];
+            sign_column < call.x.signs && k * kUnit % C < channels) {
+          bits = sign_image[sign_unit(sign_row, sign_column, k)];
         }
-        negative |= (bits & 0xff) << k * kUnit;
-        clamped |= bits >> kUnit << k * kUnit;
+        own.add_unit(k, bits);
       }
-      negative = transpose(negative, lane);
-      clamped = transpose(clamped, lane);
-      if (call.slope == 0.0f) clamped |= negative;
+      if (call.slope == 0.0f) own.clamp_negative();
+      own.transpose(lane);
     }
 
     float* const to = out[batch % 2][0] + group * (M + 1) * C + thread % C;
@@ -523,63 +586,35 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
     for (int j = 0; j < L::in_rows; ++j) {
       const int in_row = row + batch * L::in_rows + j;
       const unsigned exists = in_row >= 0 && in_row < call.y.in ? has_column : 0;
+      const T* pixel = x;
       float window[reads];
 #pragma unroll
-      for (int i = 0; i < reads; ++i) {
-        window[i] = 0.0f;
-        if (exists >> i & 1) window[i] = call.gain * (to_float(x[i * step]) + bias);
+      for (int i = 0; i < reads; ++i, pixel += step) {
+        window[i] = exists >> i & 1 ? call.gain * (to_float(*pixel) + bias) : 0.0f;
       }
       x += line;
 #pragma unroll
       for (int m = 0; m < M; ++m) {
-        float value = 0.0f;
-#pragma unroll
-        for (int g = 0; g < G; ++g) value += taps_u[g * U + U - 1 - m % U] * window[m / U + g];
-        float done[U];
-#pragma unroll
-        for (int k = 0; k < S::taps_u; ++k) {
-          const float sum = (k < (G - 1) * U ? u[m][k % ((G - 1) * U)] : 0.0f) +
-                            taps_u[S::taps_u - 1 - k] * value;
-          (k < U ? done[k % U] : u[m][(k + (G - 2) * U) % ((G - 1) * U)]) = sum;
-        }
+        state[m].push(taps.up(window, m));
 #pragma unroll
         for (int p = 0; p < U; ++p) {
-          const int r = j * U + p, phase = (r + S::mid_ahead * (D - 1)) % D;
-          float v = done[p];
-          if constexpr (mode == Mode::masked) {
-            if (negative >> (r * M + m) & 1) v *= call.slope;
-            if (clamped >> (r * M + m) & 1) v = 0.0f;
-          } else {
-            bool is_negative, is_clamped;
-            v = call.activate(v, is_negative, is_clamped);
-            if (mode == Mode::signs && is_negative) negative |= 1u << (r * M + m);
-            if (mode == Mode::signs && is_clamped) clamped |= 1u << (r * M + m);
-          }
-#pragma unroll
-          for (int g = 0; g < G; ++g) sums[m][g] += taps_d[(G - 1 - g) * D + phase] * v;
-          if (phase == D - 1) {
-            to[r / D * pitch + m * C] = sums[m][0];
-#pragma unroll
-            for (int g = 0; g < G - 1; ++g) sums[m][g] = sums[m][g + 1];
-            sums[m][G - 1] = 0.0f;
-          }
+          const int r = j * U + p;
+          const float v = own.template v<mode>(call, state[m].u(taps, p), r * M + m);
+          float output;
+          if (state[m].add(taps, r, v, output)) to[r / D * pitch + m * C] = output;
         }
       }
     }
     if constexpr (mode == Mode::signs) {
-      negative = transpose(negative, lane);
-      clamped = transpose(clamped, lane);
+      own.transpose(lane);
       const bool has_row = mid_row >= oy * D && mid_row < call.y.signs &&
                            (is_last_y || mid_row < (oy + plan.rows) * D);
 #pragma unroll
       for (int k = 0; k < kWarp / kUnit; ++k) {
         const int sign_column = mid_column + k * kUnit / C * M;
-        const int64_t unit_channel = first_channel + k * kUnit % C;
         if (has_row && sign_column >= ox * D && sign_column < call.x.signs &&
-            (is_last_x || sign_column < (ox + L::width) * D) && unit_channel < call.channels) {
-          tensors.signs[call.sign_unit(sample, unit_channel, mid_row, sign_column)] =
-              static_cast<uint16_t>((negative >> k * kUnit & 0xff) |
-                                    (clamped >> k * kUnit & 0xff) << kUnit);
+            (is_last_x || sign_column < (ox + L::width) * D) && k * kUnit % C < channels) {
+          sign_image[sign_unit(mid_row, sign_column, k)] = own.unit(k);
         }
       }
     }
@@ -598,11 +633,8 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
       const int out_row = batch * L::out_rows + j - S::out_ahead, o = ox + part * L::side;
 #pragma unroll
       for (int k = 0; k < L::side; ++k) {
-        float sum = 0.0f;
-#pragma unroll
-        for (int tap = 0; tap < S::taps_d; ++tap) sum += taps_d[tap] * window[k * D + tap];
-        if (out_row >= 0 && out_row < rows && o + k < call.x.out && first_channel + c < step) {
-          round_to(sum,
+        if (out_row >= 0 && out_row < rows && o + k < call.x.out && c < channels) {
+          round_to(taps.down(window, k),
                    y[(static_cast<int64_t>(oy + out_row) * call.x.out + o + k) * step + c]);
         }
       }
