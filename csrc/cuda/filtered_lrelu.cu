@@ -190,12 +190,13 @@ struct Planes {
 // NHWC: a thread has four columns of u of a channel.
 template <class S>
 struct Pixels {
-  static constexpr int threads = S::down == 2 ? 192 : 256, channels = 8;
+  static constexpr int threads = 256, channels = 8;
   static constexpr int blocks = 2;
   static constexpr int mids = 4, columns = threads / channels * mids;
   static constexpr int mid_rows = 8, in_rows = mid_rows / S::up, out_rows = mid_rows / S::down;
-  static constexpr int width = (columns - S::lead - S::taps_d + S::down) / 4 * 4 / S::down;
-  static constexpr int side = mids / S::down;
+  // Outputs of a thread, which are neighbours, and how far apart they begin in u.
+  static constexpr int span = 8, side = span / S::down;
+  static constexpr int width = (columns - S::lead - S::taps_d + S::down) / span * side;
 };
 
 enum class Mode { plain, signs, masked };
@@ -292,6 +293,11 @@ class Signs {
   __device__ void transpose(int lane) {
     negative_ = transpose(negative_, lane);
     clamped_ = transpose(clamped_, lane);
+  }
+
+  __device__ void swap_halves() {
+    negative_ = negative_ >> 16 | negative_ << 16;
+    clamped_ = clamped_ >> 16 | clamped_ << 16;
   }
 
   template <Mode mode>
@@ -581,29 +587,35 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
       own.transpose(lane);
     }
 
-    float* const to = out[batch % 2][0] + group * (M + 1) * C + thread % C;
+    float* to = out[batch % 2][0] + group * (M + 1) * C + thread % C;
+    // In halves, which leaves registers for their inputs.
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int j = 0; j < L::in_rows; ++j) {
-      const int in_row = row + batch * L::in_rows + j;
-      const unsigned exists = in_row >= 0 && in_row < call.y.in ? has_column : 0;
-      const T* pixel = x;
-      float window[reads];
+      for (int j = 0; j < L::in_rows / 2; ++j) {
+        const int in_row = row + (batch * 2 + half) * (L::in_rows / 2) + j;
+        const unsigned exists = in_row >= 0 && in_row < call.y.in ? has_column : 0;
+        const T* pixel = x;
+        float window[reads];
 #pragma unroll
-      for (int i = 0; i < reads; ++i, pixel += step) {
-        window[i] = exists >> i & 1 ? call.gain * (to_float(*pixel) + bias) : 0.0f;
-      }
-      x += line;
+        for (int i = 0; i < reads; ++i, pixel += step) {
+          window[i] = exists >> i & 1 ? call.gain * (to_float(*pixel) + bias) : 0.0f;
+        }
+        x += line;
 #pragma unroll
-      for (int m = 0; m < M; ++m) {
-        state[m].push(taps.up(window, m));
+        for (int m = 0; m < M; ++m) {
+          state[m].push(taps.up(window, m));
 #pragma unroll
-        for (int p = 0; p < U; ++p) {
-          const int r = j * U + p;
-          const float v = own.template v<mode>(call, state[m].u(taps, p), r * M + m);
-          float output;
-          if (state[m].add(taps, r, v, output)) to[r / D * pitch + m * C] = output;
+          for (int p = 0; p < U; ++p) {
+            const int r = j * U + p;
+            const float v = own.template v<mode>(call, state[m].u(taps, p), r * M + m);
+            float output;
+            if (state[m].add(taps, r, v, output)) to[r / D * pitch + m * C] = output;
+          }
         }
       }
+      to += L::out_rows / 2 * pitch;
+      own.swap_halves();
     }
     if constexpr (mode == Mode::signs) {
       own.transpose(lane);
@@ -624,19 +636,18 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
     for (int i = thread; i < L::out_rows * (L::width / L::side) * C; i += L::threads) {
       constexpr int parts = L::width / L::side;
       const int j = i / C / parts, part = i / C % parts, c = i % C;
-      const float* const from = out[batch % 2][j] + part * (M + 1) * C + c;
-      float window[M - D + S::taps_d];
+      const int out_row = batch * L::out_rows + j - S::out_ahead, o = ox + part * L::side;
+      if (out_row < 0 || out_row >= rows || c >= channels) continue;
+      const float* const from = out[batch % 2][j] + part * (L::span / M * (M + 1) * C) + c;
+      float window[L::span - D + S::taps_d];
 #pragma unroll
-      for (int k = 0; k < M - D + S::taps_d; ++k) {
+      for (int k = 0; k < L::span - D + S::taps_d; ++k) {
         window[k] = from[((k + S::lead) / M * (M + 1) + (k + S::lead) % M) * C];
       }
-      const int out_row = batch * L::out_rows + j - S::out_ahead, o = ox + part * L::side;
+      T* to = y + (static_cast<int64_t>(oy + out_row) * call.x.out + o) * step + c;
 #pragma unroll
-      for (int k = 0; k < L::side; ++k) {
-        if (out_row >= 0 && out_row < rows && o + k < call.x.out && c < channels) {
-          round_to(taps.down(window, k),
-                   y[(static_cast<int64_t>(oy + out_row) * call.x.out + o + k) * step + c]);
-        }
+      for (int k = 0; k < L::side; ++k, to += step) {
+        if (o + k < call.x.out) round_to(taps.down(window, k), *to);
       }
     }
   }
