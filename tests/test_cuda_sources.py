@@ -216,6 +216,26 @@ def test_streams_move_packs(sass, values, shape):
         assert any(store in instruction for _, instruction in code)
 
 
+@pytest.mark.parametrize("kind", ["float", "__half", "__nv_bfloat16"])
+def test_filtered_lrelu_moves_packs(sass, kind):
+    """Four outputs of NCHW leave together, two where the image shrinks more."""
+    strips = [
+        (shape, "\n".join(instruction for _, instruction in code))
+        for name, code in sass.items()
+        if (match := re.match(rf"planes_kernel<{kind}, Shape<(\d, \d), ", name))
+        for shape in match.groups()
+    ]
+    assert len(strips) == 6
+    for shape, text in strips:
+        width = (32 if kind == "float" else 16) * (2 if shape == "2, 4" else 4)
+        assert re.search(rf"\bSTG\.E\.{width}\b" if width > 32 else r"\bSTG\.E ", text), shape
+        assert re.search(r"\bLDS\.128", text) and re.search(r"\bSTS\.128", text)
+    for masked in ("true", "false"):
+        code = sass[f"pointwise_kernel<{kind}, {masked}>"]
+        text = "\n".join(instruction for _, instruction in code)
+        assert re.search(r"\bLDG\.E\.128", text) and re.search(r"\bSTG\.E\.128", text)
+
+
 def loops(code: list[tuple[int, str]]) -> list[list[str]]:
     """The instructions of each loop."""
     jumps = [
@@ -254,6 +274,12 @@ def test_filter_loops_divide_no_integers(sass):
     for name, code in kernels.items():
         body = max(loops(code), key=lambda body: count("FFMA", body))
         assert count("FFMA", body) and count("LDG", body), f"{name}: this is not the main loop"
+        assert not divides(body), name
+    strips = {name: code for name, code in sass.items() if re.match("planes_|pixels_", name)}
+    assert len(strips) == 36
+    for name, code in strips.items():
+        body = max(loops(code), key=len)
+        assert count("FFMA", body) >= 240, f"{name}: this is not the main loop"
         assert not divides(body), name
     tiles = {name: code for name, code in sass.items() if name.startswith("tile_")}
     assert len(tiles) == 18
@@ -318,6 +344,7 @@ def run_sanitized(program: Path, *arguments: str) -> str:
             marks=pytest.mark.exhaustive,
         ),
         ("filtered_lrelu", "thread", "few", KERNELS["filtered_lrelu"]),
+        ("filtered_lrelu", "address", "far", 8),
         ("upfirdn2d", "address", "few", KERNELS["upfirdn2d"] + SUMS),
         pytest.param(
             "upfirdn2d", "address", "all", KERNELS["upfirdn2d"] + SUMS, marks=pytest.mark.exhaustive
@@ -339,37 +366,61 @@ def sources_of(name: str, folder: Path = CUDA) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "sanitizer, right, wrong, report",
+    "source, sanitizer, right, wrong, report",
     [
         (  # the middle of a tile is read before all of it is written
+            "upfirdn2d",
             "thread",
             "  __syncthreads();\n\n  const int lanes = plan.x.out() * C",
             "\n  const int lanes = plan.x.out() * C",
             r"ThreadSanitizer: data race[^$]*upfirdn2d.cu",
         ),
         (  # a tile lacks the last column and row of its halo
+            "upfirdn2d",
             "address",
             "+ lead + taps - 1) / up + 1)",
             "+ lead + taps - 2) / up + 1)",
             r"y\[\d+\] is .*[1-9]\d* failures",
         ),
         (  # a strip reads one column too many
+            "upfirdn2d",
             "address",
             "first + i < plan.x.in)",
             "first + i <= plan.x.in)",
             r"AddressSanitizer: heap-buffer-overflow[^$]*upfirdn2d.cu",
         ),
+        (  # a strip of planes is filtered along x before all of its rows are there
+            "filtered_lrelu",
+            "thread",
+            "    __syncthreads();\n\n#pragma unroll 1\n    for (int i = thread; i < L::in_rows",
+            "#pragma unroll 1\n    for (int i = thread; i < L::in_rows",
+            r"ThreadSanitizer: data race[^$]*filtered_lrelu.cu",
+        ),
+        (  # rows of signs begin in whole units
+            "filtered_lrelu",
+            "address",
+            "const int shift = sign_column & (kUnit - 1);",
+            "const int shift = 0;",
+            r"y\[\d+\] is .*[1-9]\d* failures",
+        ),
+        (  # a strip of planes reads one column too many
+            "filtered_lrelu",
+            "address",
+            "has_column[k] = i >= 0 && i < call.x.in;",
+            "has_column[k] = i >= 0 && i <= call.x.in;",
+            r"AddressSanitizer: heap-buffer-overflow[^$]*filtered_lrelu.cu",
+        ),
     ],
-    ids=["barrier", "halo", "bounds"],
+    ids=["barrier", "halo", "bounds", "strip-barrier", "strip-signs", "strip-bounds"],
 )
 @pytest.mark.exhaustive
-def test_faults_in_upfirdn2d_are_found(harness, tmp_path, sanitizer, right, wrong, report):
+def test_faults_are_found(harness, tmp_path, source, sanitizer, right, wrong, report):
     shutil.copytree(ROOT / "csrc", tmp_path, dirs_exist_ok=True)
-    replace(tmp_path / "cuda" / "upfirdn2d.cu", right, wrong)
+    replace(tmp_path / "cuda" / f"{source}.cu", right, wrong)
     for line in ("case DType::float16: return f(__half());",
                  "case DType::bfloat16: return f(__nv_bfloat16());"):  # fmt: skip
         replace(tmp_path / "cuda" / "epilogue.cuh", line, "")  # to compile sooner
-    sources = sources_of("upfirdn2d", tmp_path / "cuda")
+    sources = sources_of(source, tmp_path / "cuda")
     program = harness(sanitizer, *sources, name=f"fault_{tmp_path.name}")
     output = run_sanitized(program, "float32")
     assert re.search(report, output, re.DOTALL), output[-4000:]

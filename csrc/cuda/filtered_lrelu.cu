@@ -6,7 +6,7 @@
 //              column through the filter along y, the activation and the other filter along y, all
 //              in registers; what comes out is filtered along x.
 //   pixels     the same of NHWC: a thread takes columns of a channel through the first three filters
-//   tile       everything else: a block takes a tile through shared memory, filter by filter
+//   general    everything else: a block takes a tile through shared memory, filter by filter
 //   pointwise  no filters
 
 #include "../filtered_lrelu.h"
@@ -67,7 +67,7 @@ struct Call {
           as_int(p.sign_x)},
         y{as_int(p.in_height), as_int(p.out_height), as_int(p.pad_y), as_int(p.sign_height),
           as_int(p.sign_y)},
-        samples(p.samples), channels(as_int(p.channels)), channels_last(p.channels_last), up(p.up),
+        samples(as_int(p.samples)), channels(as_int(p.channels)), channels_last(p.channels_last), up(p.up),
         down(p.down), fu(p.fu, p.correlate), fd(p.fd, p.correlate),
         gain(static_cast<float>(p.gain)), slope(static_cast<float>(p.slope)),
         clamp(static_cast<float>(p.clamp)),
@@ -89,10 +89,12 @@ struct Call {
     return ((sample * channels + channel) * y.signs + row) * sign_units + column / kUnit;
   }
 
+  __device__ bool clamps() const { return clamp != INFINITY; }
+  // `clamped` only holds where it clamps.
   __device__ float activate(float u, bool& negative, bool& clamped) const {
     negative = u <= 0.0f;
     if (negative) u *= slope;
-    clamped = clamp != INFINITY && !(fabsf(u) <= clamp);
+    clamped = !(fabsf(u) <= clamp);
     return fabsf(u) > clamp ? copysignf(clamp, u) : u;
   }
   __device__ float mask(float u, bool negative, bool clamped) const {
@@ -101,8 +103,7 @@ struct Call {
   }
 
   Axis x, y;
-  int64_t samples;
-  int channels;
+  int samples, channels;
   bool channels_last;
   int up, down;
   Filter fu, fd;
@@ -190,7 +191,7 @@ struct Planes {
 // NHWC: a thread has four columns of u of a channel.
 template <class S>
 struct Pixels {
-  static constexpr int threads = 256, channels = 8;
+  static constexpr int threads = 256, channels = kUnit;
   static constexpr int blocks = 2;
   static constexpr int mids = 4, columns = threads / channels * mids;
   static constexpr int mid_rows = 8, in_rows = mid_rows / S::up, out_rows = mid_rows / S::down;
@@ -286,8 +287,8 @@ class Signs {
     return static_cast<uint16_t>((negative_ >> k * kUnit & 0xff) |
                                  (clamped_ >> k * kUnit & 0xff) << kUnit);
   }
-  // Where the factor is 0, u counts as clamped.
   __device__ void clamp_negative() { clamped_ |= negative_; }
+  __device__ void clamp_none() { clamped_ = 0; }
 
   // Lane i has sign j of lane j's, of lane i.
   __device__ void transpose(int lane) {
@@ -483,6 +484,7 @@ __global__ void __launch_bounds__(Planes<S>::threads, Planes<S>::blocks)
       }
     }
     if constexpr (mode == Mode::signs) {
+      if (!call.clamps()) own.clamp_none();
       own.transpose(lane);
 #pragma unroll
       for (int k = 0; k < kWarp / kUnit; ++k) {
@@ -537,10 +539,10 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
   const int ox = static_cast<int>(digits.pop(plan.tiles)) * L::width;
   const int oy = static_cast<int>(digits.pop(plan.strips)) * plan.rows;
   const int first_channel = static_cast<int>(digits.pop(plan.channel_groups)) * C;
-  const int64_t sample = digits.rest();
+  const int sample = static_cast<int>(digits.rest());
   const int thread = threadIdx.x, lane = thread % kWarp, group = thread / C;
-  const int channel = first_channel + thread % C, channels = call.channels - first_channel;
-  const bool has_channel = thread % C < channels;
+  const int channel = first_channel + thread % C;
+  const bool has_channel = channel < call.channels;
   const int rows = min(plan.rows, call.y.out - oy);
   const bool is_last_x = ox + L::width >= call.x.out, is_last_y = oy + plan.rows >= call.y.out;
   const int column = S::first_input(call.x, ox * D) + group * (M / U);
@@ -550,7 +552,6 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
   const int64_t line = static_cast<int64_t>(step) * call.x.in;
   const T* x = tensors.x + call.input(sample, channel) + row * line +
                static_cast<int64_t>(column) * step;
-  T* const y = tensors.y + call.output(sample, first_channel);
   unsigned has_column = 0;
 #pragma unroll
   for (int i = 0; i < reads; ++i) {
@@ -559,30 +560,29 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
   }
   const float bias = has_channel ? tensors.bias_value(channel) : 0.0f;
   const Taps<S> taps(call);
-  uint16_t* const sign_image = tensors.signs + call.sign_unit(sample, first_channel, 0, 0);
-  const auto sign_unit = [&](int row, int column, int k) {
-    return (static_cast<int64_t>(row) * call.x.signs + column) * call.sign_units + k * kUnit % C / kUnit;
-  };
   Column<S> state[M];
 
   for (int batch = 0; batch * L::out_rows < rows + S::out_ahead; ++batch) {
-    // Bit r * M + m: of row r of this batch in column m of this thread. As read and written, lane
-    // r * M + m has those of the warp's channels and columns.
-    const int mid_row = oy * D + batch * L::mid_rows - S::mid_ahead + lane / M;
-    const int mid_column = ox * D - S::lead + (thread - lane) / C * M + lane % M;
+    // Sign r * M + m is of row r of this batch in column m of this thread. Lane r * M + m reads and
+    // writes those of the warp's columns, `kWarp / C` threads abreast.
     Signs own;
-    if constexpr (mode == Mode::masked) {
-      const int sign_row = mid_row + call.y.sign_from;
+    const auto each_unit = [&](auto&& f) {
+      const int mid_row = oy * D + batch * L::mid_rows - S::mid_ahead + lane / M;
+      const int mid_column = ox * D - S::lead + (thread - lane) / C * M + lane % M;
 #pragma unroll
-      for (int k = 0; k < kWarp / kUnit; ++k) {
-        const int sign_column = mid_column + k * kUnit / C * M + call.x.sign_from;
+      for (int k = 0; k < kWarp / kUnit; ++k) f(k, mid_row, mid_column + k * M);
+    };
+    if constexpr (mode == Mode::masked) {
+      each_unit([&](int k, int mid_row, int mid_column) {
+        const int sign_row = mid_row + call.y.sign_from;
+        const int sign_column = mid_column + call.x.sign_from;
         unsigned bits = 0xff00;
         if (sign_row >= 0 && sign_row < call.y.signs && sign_column >= 0 &&
-            sign_column < call.x.signs && k * kUnit % C < channels) {
-          bits = sign_image[sign_unit(sign_row, sign_column, k)];
+            sign_column < call.x.signs) {
+          bits = tensors.signs[call.sign_unit(sample, first_channel, sign_row, sign_column)];
         }
         own.add_unit(k, bits);
-      }
+      });
       if (call.slope == 0.0f) own.clamp_negative();
       own.transpose(lane);
     }
@@ -618,17 +618,15 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
       own.swap_halves();
     }
     if constexpr (mode == Mode::signs) {
+      if (!call.clamps()) own.clamp_none();
       own.transpose(lane);
-      const bool has_row = mid_row >= oy * D && mid_row < call.y.signs &&
-                           (is_last_y || mid_row < (oy + plan.rows) * D);
-#pragma unroll
-      for (int k = 0; k < kWarp / kUnit; ++k) {
-        const int sign_column = mid_column + k * kUnit / C * M;
-        if (has_row && sign_column >= ox * D && sign_column < call.x.signs &&
-            (is_last_x || sign_column < (ox + L::width) * D) && k * kUnit % C < channels) {
-          sign_image[sign_unit(mid_row, sign_column, k)] = own.unit(k);
+      each_unit([&](int k, int mid_row, int mid_column) {
+        if (mid_row >= oy * D && mid_row < call.y.signs && mid_column >= ox * D &&
+            mid_column < call.x.signs && (is_last_y || mid_row < (oy + plan.rows) * D) &&
+            (is_last_x || mid_column < (ox + L::width) * D)) {
+          tensors.signs[call.sign_unit(sample, first_channel, mid_row, mid_column)] = own.unit(k);
         }
-      }
+      });
     }
     __syncthreads();
 
@@ -637,14 +635,15 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
       constexpr int parts = L::width / L::side;
       const int j = i / C / parts, part = i / C % parts, c = i % C;
       const int out_row = batch * L::out_rows + j - S::out_ahead, o = ox + part * L::side;
-      if (out_row < 0 || out_row >= rows || c >= channels) continue;
+      if (out_row < 0 || out_row >= rows || first_channel + c >= call.channels) continue;
       const float* const from = out[batch % 2][j] + part * (L::span / M * (M + 1) * C) + c;
       float window[L::span - D + S::taps_d];
 #pragma unroll
       for (int k = 0; k < L::span - D + S::taps_d; ++k) {
         window[k] = from[((k + S::lead) / M * (M + 1) + (k + S::lead) % M) * C];
       }
-      T* to = y + (static_cast<int64_t>(oy + out_row) * call.x.out + o) * step + c;
+      T* to = tensors.y + call.output(sample, first_channel + c) +
+              (static_cast<int64_t>(oy + out_row) * call.x.out + o) * step;
 #pragma unroll
       for (int k = 0; k < L::side; ++k, to += step) {
         if (o + k < call.x.out) round_to(taps.down(window, k), *to);
@@ -699,7 +698,7 @@ struct TileReads {
 // Signs of NCHW: a tile begins at a whole unit. Those of its halo are its neighbour's.
 template <class T, bool masked>
 __global__ void __launch_bounds__(kThreads, 4)
-    tile_kernel(const Call call, const Tile plan, const Tensors<T> tensors) {
+    general_kernel(const Call call, const Tile plan, const Tensors<T> tensors) {
   __shared__ float buffer[kTileFloats];
   Digits digits(blockIdx.x);
   const int tile_x = static_cast<int>(digits.pop(plan.tiles_x));
@@ -787,7 +786,7 @@ __global__ void __launch_bounds__(kThreads, 4)
           bool negative, clamped;
           u = call.activate(u, negative, clamped);
           if (tensors.signs) {
-            unsigned bits = (negative | clamped << kUnit) << place;
+            unsigned bits = (negative | (clamped && call.clamps()) << kUnit) << place;
             const bool is_on = m < mid_width && row < call.y.signs && column < call.x.signs &&
                                (is_last_y || r < plan.y.out * down) &&
                                (is_last_x || m < plan.x.out * down);
@@ -913,7 +912,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       const float u = exists ? call.gain * (values[j] + bias) : 0.0f;
       bool negative, clamped;
       values[j] = call.activate(u, negative, clamped);
-      bits |= (negative | clamped << kUnit) << j;
+      bits |= (negative | (clamped && call.clamps()) << kUnit) << j;
     }
   }
   if (!masked && tensors.signs) {
@@ -1008,7 +1007,7 @@ void run(const Call& call, const Tensors<T>& tensors, void* stream) {
     }
   }
   const Tile plan(call, width, height);
-  launch(tile_kernel<T, masked>, dim3(grid_of(plan.blocks)), kThreads, stream, call, plan, tensors);
+  launch(general_kernel<T, masked>, dim3(grid_of(plan.blocks)), kThreads, stream, call, plan, tensors);
 }
 
 template <bool masked>

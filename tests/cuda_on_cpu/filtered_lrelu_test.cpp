@@ -2,7 +2,7 @@
 // precision. Inputs are small multiples of 1/4 and taps of 1/2, so all is exact and is compared
 // exactly.
 //
-//     filtered_lrelu_test all|few|float32
+//     filtered_lrelu_test all|few|float32|far
 #include <array>
 #include <cstdio>
 #include <random>
@@ -278,6 +278,72 @@ void run_errors() {
   expect_error("float64", [&] { forward(nullptr); });
 }
 
+// An image of more than 2^31 elements, of which only the last block runs, forward and back through
+// the signs that it kept. Inputs are negative at the end of the last channel and 0 elsewhere.
+void run_far(int64_t c, int64_t h, int64_t w, bool last, int up, int down, int pad) {
+  using D = BFloat16;
+  const int taps_u = up > 1 ? 6 * up : 1, taps_d = down > 1 ? 6 * down : 1;
+  const int64_t height = h * up + 2 * pad - taps_u + 1, width = w * up + 2 * pad - taps_u + 1;
+  const int64_t rows = (height - taps_d) / down + 1, columns = (width - taps_d) / down + 1;
+  Buffer<float> taps(24, 0, 1);
+  const FilteredLrelu p = {D::dtype, 1, c, h, w, rows, columns, height, width, 0, 0, last, up, down,
+                           pad, pad, {up > 1 ? taps.get() : nullptr, taps_u, taps_u, true},
+                           {down > 1 ? taps.get() : nullptr, taps_d, taps_d, true}, true, 1, 0.25,
+                           kInf};
+  Sparse<D::T> x(c * h * w), y(c * rows * columns);
+  Sparse<uint8_t> signs(signs_size(p));
+  const auto at = [&](int64_t row, int64_t column, int64_t h, int64_t w) {
+    return last ? (row * w + column) * c + c - 1 : ((c - 1) * h + row) * w + column;
+  };
+  const auto input = [&](int64_t row, int64_t column) {
+    const bool exists = row >= h - 24 && row < h && column >= w - 24 && column < w;
+    return exists ? -1 - row % 5 - column % 3 : 0;
+  };
+  for (int64_t row = h - 24; row < h; ++row) {
+    for (int64_t column = w - 24; column < w; ++column) {
+      x[at(row, column, h, w)] = D::round(input(row, column));
+    }
+  }
+  // Of everything along an axis, which filters of ones are.
+  const auto reads = [&](int64_t out, int64_t in, auto&& f) {
+    for (int k = 0; k < taps_d; ++k) {
+      for (int tap = 0; tap < taps_u; ++tap) {
+        const int64_t place = out * down + k + tap - pad;
+        if (place >= 0 && place % up == 0 && place / up < in) f(place / up);
+      }
+    }
+  };
+  const auto compare = [&](const char* what) {
+    const int64_t row = rows - 1;
+    for (int64_t column = columns - 3; column < columns; ++column) {
+      double want = 0;
+      reads(row, h, [&](int64_t j) {
+        reads(column, w, [&](int64_t i) { want += 0.25 * input(j, i); });
+      });
+      const double got = D::value(y[at(row, column, rows, columns)]);
+      want = D::value(D::round(want));
+      if (got == want || ++failures > 20) continue;
+      std::printf("%s: column %ld is %g, not %g: %ld x %ld x %ld up %d pad %d\n", what,
+                  long(column), got, want, long(c), long(h), long(w), up, pad);
+    }
+  };
+  cuda_on_cpu::multiprocessors = 1 << 20;
+  cuda_on_cpu::wants_block = [](uint3 index) { return index.x == gridDim.x - 1; };
+  cuda::filtered_lrelu_forward(p, x.get(), y.get(), signs.get(), nullptr);
+  compare("far y");
+  y[at(rows - 1, columns - 1, rows, columns)] = D::round(0);
+  cuda::filtered_lrelu_masked(p, x.get(), signs.get(), y.get(), nullptr);
+  compare("far dx");
+}
+
+void run_far() {
+  run_far(3, 27008, 27016, false, 2, 2, 9);
+  run_far(64, 5808, 5800, true, 2, 2, 9);
+  run_far(3, 27008, 27016, false, 2, 2, 8);
+  run_far(64, 5808, 5800, true, 2, 2, 8);
+  run_far(3, 27008, 27016, false, 1, 1, 0);
+}
+
 // All that the backend says it takes has room in shared memory.
 void run_largest() {
   cuda_on_cpu::wants_block = [](uint3) { return false; };
@@ -298,13 +364,17 @@ void run_largest() {
 
 int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "all";
-  run_errors();
-  run_largest();
-  const std::vector<Case> list = cases(mode != "all");
-  run<Float32>(list);
-  if (mode != "float32") {
-    run<Float16>(list);
-    run<BFloat16>(list);
+  if (mode == "far") {
+    run_far();
+  } else {
+    run_errors();
+    run_largest();
+    const std::vector<Case> list = cases(mode != "all");
+    run<Float32>(list);
+    if (mode != "float32") {
+      run<Float16>(list);
+      run<BFloat16>(list);
+    }
   }
   std::printf("%zu kernels launched, %d failures\n", cuda_on_cpu::launched.size(), failures);
   return failures != 0;
