@@ -335,16 +335,6 @@ def run_sanitized(program: Path, *arguments: str) -> str:
             "epilogue", "thread", "few", KERNELS["epilogue"], marks=pytest.mark.exhaustive
         ),
         ("epilogue", "address", "far", 10),
-        ("filtered_lrelu", "address", "few", KERNELS["filtered_lrelu"]),
-        pytest.param(
-            "filtered_lrelu",
-            "address",
-            "all",
-            KERNELS["filtered_lrelu"],
-            marks=pytest.mark.exhaustive,
-        ),
-        ("filtered_lrelu", "thread", "few", KERNELS["filtered_lrelu"]),
-        ("filtered_lrelu", "address", "far", 8),
         ("upfirdn2d", "address", "few", KERNELS["upfirdn2d"] + SUMS),
         pytest.param(
             "upfirdn2d", "address", "all", KERNELS["upfirdn2d"] + SUMS, marks=pytest.mark.exhaustive
@@ -427,25 +417,39 @@ def test_faults_are_found(harness, tmp_path, source, sanitizer, right, wrong, re
 
 
 @pytest.mark.parametrize(
-    "sanitizer, cases, dtypes",
+    "source, sanitizer, cases, dtypes, kernels",
     [
-        ("address", "few", ("float32",)),
-        pytest.param("address", "all", ("float32", "float16"), marks=pytest.mark.exhaustive),
-        pytest.param("thread", "few", ("float32",), marks=pytest.mark.exhaustive),
+        ("adain", "address", "few", ("float32",), 32),
+        pytest.param(
+            "adain", "address", "all", ("float32", "float16"), 64, marks=pytest.mark.exhaustive
+        ),
+        pytest.param("adain", "thread", "few", ("float32",), 32, marks=pytest.mark.exhaustive),
+        ("filtered_lrelu", "address", "few", ("float16",), 16),
+        ("filtered_lrelu", "address", "far", ("float16",), 8),
+        ("filtered_lrelu", "thread", "few", ("float32",), 16),
+        pytest.param(
+            "filtered_lrelu",
+            "address",
+            "all",
+            ("float32", "float16", "bfloat16"),
+            48,
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
-def test_adain_on_cpu(harness, tmp_path, sanitizer, cases, dtypes):
+def test_kernels_of_some_dtypes_on_cpu(
+    harness, tmp_path, source, sanitizer, cases, dtypes, kernels
+):
     """Without the dtypes that are not named, to compile sooner."""
     shutil.copytree(ROOT / "csrc", tmp_path, dirs_exist_ok=True)
-    for dtype, name in (("float16", "__half"), ("bfloat16", "__nv_bfloat16")):
-        if dtype not in dtypes:
-            line = f"case DType::{dtype}: return f({name}());"
-            replace(tmp_path / "cuda" / "epilogue.cuh", line, "")
-    sources = tmp_path / "cuda" / "adain.cu", HARNESS / "adain_test.cpp"
-    output = run_sanitized(
-        harness(sanitizer, *sources, name=f"adain_{len(dtypes)}"), cases, *dtypes
+    names = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
+    for dtype in names.keys() - dtypes:
+        line = f"case DType::{dtype}: return f({names[dtype]}());"
+        replace(tmp_path / "cuda" / "epilogue.cuh", line, "")
+    program = harness(
+        sanitizer, *sources_of(source, tmp_path / "cuda"), name=f"{source}_{'_'.join(dtypes)}"
     )
-    kernels = KERNELS["adain"] // 3 * len(dtypes)
+    output = run_sanitized(program, cases, *dtypes)
     assert output.strip().endswith(f"{kernels} kernels launched, 0 failures"), output[-4000:]
     assert "Sanitizer:" not in output, output[-4000:]
 

@@ -2,7 +2,7 @@
 // precision. Inputs are small multiples of 1/4 and taps of 1/2, so all is exact and is compared
 // exactly.
 //
-//     filtered_lrelu_test all|few|float32|far
+//     filtered_lrelu_test [all|far] float32|float16|bfloat16 ...
 #include <array>
 #include <cstdio>
 #include <random>
@@ -248,6 +248,24 @@ void run(const std::vector<Case>& list) {
   }
 }
 
+// All that the backend says it takes has room in shared memory.
+template <class D>
+void run_largest() {
+  cuda_on_cpu::wants_block = [](uint3) { return false; };
+  typename D::T x[16] = {};
+  float taps[32 * 32] = {};
+  for (int kind = 0; kind < 4; ++kind) {
+    for (int factors = 0; factors < 16; ++factors) {
+      const FilteredLreluFilter fu = {taps, 32, 32, kind % 2 == 0}, fd = {taps, 32, 32, kind < 2};
+      cuda::filtered_lrelu_forward({D::dtype, 1, 1, 2, 2, 300, 300, 400, 400, 0, 0, false,
+                                    1 + factors % 4, 1 + factors / 4, 40, 40, fu, fd, false, 1, 1,
+                                    kInf},
+                                   x, x, nullptr, nullptr);
+    }
+  }
+  cuda_on_cpu::wants_block = nullptr;
+}
+
 template <class F>
 void expect_error(const char* what, F&& f) {
   try {
@@ -259,10 +277,12 @@ void expect_error(const char* what, F&& f) {
   std::printf("no error: %s\n", what);
 }
 
+template <class D>
 void run_errors() {
   alignas(2) uint8_t signs[64] = {};
-  float x[16] = {}, taps[64 * 64] = {};
-  FilteredLrelu p = {DType::float32, 1, 1, 2, 4, 2, 4, 2, 4, 0, 0, false, 1, 1, 0, 0, {}, {}, false,
+  typename D::T x[16] = {};
+  float taps[64 * 64] = {};
+  FilteredLrelu p = {D::dtype, 1, 1, 2, 4, 2, 4, 2, 4, 0, 0, false, 1, 1, 0, 0, {}, {}, false,
                      1, 0.25, kInf};
   p.fu = p.fd = {nullptr, 1, 1, false};
   const auto forward = [&](uint8_t* to) {
@@ -280,8 +300,8 @@ void run_errors() {
 
 // An image of more than 2^31 elements, of which only the last block runs, forward and back through
 // the signs that it kept. Inputs are negative at the end of the last channel and 0 elsewhere.
+template <class D>
 void run_far(int64_t c, int64_t h, int64_t w, bool last, int up, int down, int pad) {
-  using D = BFloat16;
   const int taps_u = up > 1 ? 6 * up : 1, taps_d = down > 1 ? 6 * down : 1;
   const int64_t height = h * up + 2 * pad - taps_u + 1, width = w * up + 2 * pad - taps_u + 1;
   const int64_t rows = (height - taps_d) / down + 1, columns = (width - taps_d) / down + 1;
@@ -290,7 +310,7 @@ void run_far(int64_t c, int64_t h, int64_t w, bool last, int up, int down, int p
                            pad, pad, {up > 1 ? taps.get() : nullptr, taps_u, taps_u, true},
                            {down > 1 ? taps.get() : nullptr, taps_d, taps_d, true}, true, 1, 0.25,
                            kInf};
-  Sparse<D::T> x(c * h * w), y(c * rows * columns);
+  Sparse<typename D::T> x(c * h * w), y(c * rows * columns);
   Sparse<uint8_t> signs(signs_size(p));
   const auto at = [&](int64_t row, int64_t column, int64_t h, int64_t w) {
     return last ? (row * w + column) * c + c - 1 : ((c - 1) * h + row) * w + column;
@@ -336,45 +356,32 @@ void run_far(int64_t c, int64_t h, int64_t w, bool last, int up, int down, int p
   compare("far dx");
 }
 
+template <class D>
 void run_far() {
-  run_far(3, 27008, 27016, false, 2, 2, 9);
-  run_far(64, 5808, 5800, true, 2, 2, 9);
-  run_far(3, 27008, 27016, false, 2, 2, 8);
-  run_far(64, 5808, 5800, true, 2, 2, 8);
-  run_far(3, 27008, 27016, false, 1, 1, 0);
-}
-
-// All that the backend says it takes has room in shared memory.
-void run_largest() {
-  cuda_on_cpu::wants_block = [](uint3) { return false; };
-  float x[16] = {}, taps[32 * 32] = {};
-  for (int kind = 0; kind < 4; ++kind) {
-    for (int factors = 0; factors < 16; ++factors) {
-      const FilteredLreluFilter fu = {taps, 32, 32, kind % 2 == 0}, fd = {taps, 32, 32, kind < 2};
-      cuda::filtered_lrelu_forward({DType::float32, 1, 1, 2, 2, 300, 300, 400, 400, 0, 0, false,
-                                    1 + factors % 4, 1 + factors / 4, 40, 40, fu, fd, false, 1, 1,
-                                    kInf},
-                                   x, x, nullptr, nullptr);
-    }
-  }
-  cuda_on_cpu::wants_block = nullptr;
+  run_far<D>(3, 27008, 27016, false, 2, 2, 9);
+  run_far<D>(64, 5808, 5800, true, 2, 2, 9);
+  run_far<D>(3, 27008, 27016, false, 2, 2, 8);
+  run_far<D>(64, 5808, 5800, true, 2, 2, 8);
+  run_far<D>(3, 27008, 27016, false, 1, 1, 0);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string mode = argc > 1 ? argv[1] : "all";
-  if (mode == "far") {
-    run_far();
-  } else {
-    run_errors();
-    run_largest();
-    const std::vector<Case> list = cases(mode != "all");
-    run<Float32>(list);
-    if (mode != "float32") {
-      run<Float16>(list);
-      run<BFloat16>(list);
-    }
+  const std::string mode = argc > 1 ? argv[1] : "";
+  const std::vector<Case> list = cases(mode != "all");
+  const auto run_dtype = [&](auto dtype) {
+    using D = decltype(dtype);
+    if (mode == "far") return run_far<D>();
+    run_errors<D>();
+    run_largest<D>();
+    run<D>(list);
+  };
+  for (int i = 1; i < argc; ++i) {
+    const std::string dtype = argv[i];
+    if (dtype == "float32") run_dtype(Float32());
+    if (dtype == "float16") run_dtype(Float16());
+    if (dtype == "bfloat16") run_dtype(BFloat16());
   }
   std::printf("%zu kernels launched, %d failures\n", cuda_on_cpu::launched.size(), failures);
   return failures != 0;
