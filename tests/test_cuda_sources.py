@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+
+from stylegan_fast.backends import cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
@@ -348,6 +351,17 @@ def test_kernels_on_cpu(harness, source, sanitizer, cases, kernels):
     output = run_sanitized(program, cases)
     assert output.strip().endswith(f"{kernels} kernels launched, 0 failures"), output[-4000:]
     assert "Sanitizer:" not in output, output[-4000:]
+
+
+def test_filtered_lrelu_takes_what_has_room():
+    """The filters that the harness proves to fit in shared memory, no larger ones."""
+    refusal = functools.partial(cuda.filtered_lrelu_refusal, torch.float16)
+    assert refusal(None, None, 1, 1) is None
+    assert refusal(torch.ones(32), torch.ones(31, 32), 4, 3) is None
+    assert "33" in refusal(torch.ones(12), torch.ones(4, 33), 2, 2)
+    assert "33" in refusal(torch.ones(33), None, 2, 1)
+    assert "down=5" in refusal(None, torch.ones(12), 1, 5)
+    assert "up=6" in refusal(torch.ones(12), None, 6, 1)
 
 
 def sources_of(name: str, folder: Path = CUDA) -> list[Path]:

@@ -5,7 +5,8 @@
 //              rows at a time. It filters them along x into shared memory; then each thread takes a
 //              column through the filter along y, the activation and the other filter along y, all
 //              in registers; what comes out is filtered along x.
-//   pixels     the same of NHWC: a thread takes columns of a channel through the first three filters
+//   pixels     the same of NHWC: a thread takes columns of a channel through the first three of
+//              the four
 //   general    everything else: a block takes a tile through shared memory, filter by filter
 //   pointwise  no filters
 
@@ -23,7 +24,7 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kStripWaves = 2;     // of blocks, as far as strips stay long enough
+constexpr int kStripWaves = 2;      // of blocks, as far as strips stay long enough
 constexpr int kShortestStrip = 64;  // rows of the output
 constexpr int kTileFloats = 12160;  // 47.5 KiB
 constexpr int kTileSide = 32;       // outputs, at most
@@ -67,8 +68,8 @@ struct Call {
           as_int(p.sign_x)},
         y{as_int(p.in_height), as_int(p.out_height), as_int(p.pad_y), as_int(p.sign_height),
           as_int(p.sign_y)},
-        samples(as_int(p.samples)), channels(as_int(p.channels)), channels_last(p.channels_last), up(p.up),
-        down(p.down), fu(p.fu, p.correlate), fd(p.fd, p.correlate),
+        samples(as_int(p.samples)), channels(as_int(p.channels)),
+        channels_last(p.channels_last), up(p.up), down(p.down), fu(p.fu, p.correlate), fd(p.fd, p.correlate),
         gain(static_cast<float>(p.gain)), slope(static_cast<float>(p.slope)),
         clamp(static_cast<float>(p.clamp)),
         sign_units(((channels_last ? channels : x.signs) + kUnit - 1) / kUnit) {}
@@ -191,8 +192,7 @@ struct Planes {
 // NHWC: a thread has four columns of u of a channel.
 template <class S>
 struct Pixels {
-  static constexpr int threads = 256, channels = kUnit;
-  static constexpr int blocks = 2;
+  static constexpr int threads = 256, blocks = 2, channels = kUnit;
   static constexpr int mids = 4, columns = threads / channels * mids;
   static constexpr int mid_rows = 8, in_rows = mid_rows / S::up, out_rows = mid_rows / S::down;
   // Outputs of a thread, which are neighbours, and how far apart they begin in u.
@@ -290,7 +290,7 @@ class Signs {
   __device__ void clamp_negative() { clamped_ |= negative_; }
   __device__ void clamp_none() { clamped_ = 0; }
 
-  // Lane i has sign j of lane j's, of lane i.
+  // Sign j of lane i becomes sign i of lane j.
   __device__ void transpose(int lane) {
     negative_ = transpose(negative_, lane);
     clamped_ = transpose(clamped_, lane);
@@ -369,9 +369,9 @@ __global__ void __launch_bounds__(Planes<S>::threads, Planes<S>::blocks)
   constexpr int mid_pitch = pitch_of(L::threads), units = L::threads / kUnit;
   constexpr int warps = L::threads / kWarp;
   alignas(16) __shared__ float in[L::in_rows][in_pitch];
-  alignas(16) __shared__ float mid[L::in_rows][mid_pitch];    // after a filter along x
-  alignas(16) __shared__ float out[L::out_rows][mid_pitch];   // before the other
-  __shared__ uint16_t signs[L::mid_rows][units + 2];  // an odd number of words
+  alignas(16) __shared__ float mid[L::in_rows][mid_pitch];   // after a filter along x
+  alignas(16) __shared__ float out[L::out_rows][mid_pitch];  // before the other
+  __shared__ uint16_t signs[L::mid_rows][units + 2];         // of an odd number of words
 
   Digits digits(blockIdx.x);
   const int ox = static_cast<int>(digits.pop(plan.tiles)) * L::width;
@@ -564,7 +564,7 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
 
   for (int batch = 0; batch * L::out_rows < rows + S::out_ahead; ++batch) {
     // Sign r * M + m is of row r of this batch in column m of this thread. Lane r * M + m reads and
-    // writes those of the warp's columns, `kWarp / C` threads abreast.
+    // writes it for the whole warp: unit k is of its k-th C threads.
     Signs own;
     const auto each_unit = [&](auto&& f) {
       const int mid_row = oy * D + batch * L::mid_rows - S::mid_ahead + lane / M;
@@ -1007,7 +1007,8 @@ void run(const Call& call, const Tensors<T>& tensors, void* stream) {
     }
   }
   const Tile plan(call, width, height);
-  launch(general_kernel<T, masked>, dim3(grid_of(plan.blocks)), kThreads, stream, call, plan, tensors);
+  launch(general_kernel<T, masked>, dim3(grid_of(plan.blocks)), kThreads, stream, call, plan,
+         tensors);
 }
 
 template <bool masked>
