@@ -1,0 +1,512 @@
+"""Leaky ReLU at a higher resolution, between two FIR filters; contract: csrc/filtered_lrelu.h.
+
+A filter along an axis is the product with a banded matrix of its taps, so that tensor cores run it.
+The image between the filters, u, is never in memory. A program walks down a strip of some planes,
+MID_ROWS rows of u at a time. A step of it is
+
+    x [IN_COLS, planes, IN_ROWS]
+      -> [MID_ROWS, planes, IN_COLS]     up along y
+      -> u [MID_ROWS, planes, MID_COLS]  up along x; activation
+      -> [OUT_COLS, planes, MID_ROWS]    down along x
+      -> [OUT_COLS, planes, OUT_ROWS]    down along y: added to the outputs in flight
+
+of which COLS columns of outputs are whole. The outputs in flight go round: row r of them holds the
+one output row = r modulo OUT_ROWS that the step may reach. Of those a step finishes `MID_ROWS //
+DOWN`, LAG steps after the first that reached them.
+
+Products with the zeros beside the band spread what is not finite. Where a step comes out so, it is
+done again, slowly, by the taps alone.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import _env
+from .epilogue import words
+
+_MID_ROWS = 16  # the least that a product takes
+_PLANES = 8  # a unit of the signs of NHWC
+_WAVE = 1024  # programs that fill the largest GPUs a few times
+
+
+class _Plan(NamedTuple):
+    """The last arguments of the kernel."""
+
+    channels: int  # all planes of NCHW
+    in_height: int
+    in_width: int
+    out_height: int
+    out_width: int
+    sign_height: int
+    sign_width: int
+    sign_y: int
+    sign_x: int
+    shift_y: int
+    shift_x: int
+    phase_y: int
+    phase_x: int
+    taps_up: int
+    taps_down: int
+    steps: int  # of a strip, which finish outputs
+    strips: int
+    col_tiles: int
+    plane_tiles: int
+    NHWC: bool
+    ALIGNED: bool
+    WIDE: bool
+    CORRELATE: bool
+    UPS: bool
+    DOWNS: bool
+    UP: int
+    DOWN: int
+    COLS: int
+    LAG: int
+    IN_ROWS: int
+    IN_COLS: int
+    MID_ROWS: int
+    MID_COLS: int
+    OUT_ROWS: int
+    OUT_COLS: int
+    PLANES: int
+
+
+# The sizes differ from layer to layer; specialising on them would compile each layer anew.
+_SIZES = [*_Plan._fields[: _Plan._fields.index("NHWC")], "bias_channels"]
+
+
+def _inputs(outputs: int, taps: int, up: int) -> int:
+    """Samples that so many neighbouring outputs of an upsampling filter reach."""
+    return (outputs + taps - 2) // up + 1
+
+
+def _side(samples: int) -> int:
+    """Of the tile that holds them."""
+    return max(16, triton.next_power_of_2(samples))
+
+
+class _Widths(NamedTuple):
+    COLS: int
+    IN_COLS: int
+    MID_COLS: int
+    OUT_COLS: int
+
+
+def _widths(
+    taps_up: int, taps_down: int, up: int, down: int, ups: bool, downs: bool, area: int
+) -> _Widths:
+    """The tile that costs least by column of outputs. Whole units of signs belong to a tile."""
+    best, least = None, math.inf
+    for mid_cols in (32, 64, 128):
+        for cols in range(8 // down, mid_cols + 1, 8 // down):
+            reached = (cols - 1) * down + taps_down
+            if reached > mid_cols or (not downs and cols < mid_cols):
+                continue
+            in_cols = _side(_inputs(reached, taps_up, up)) if ups else mid_cols
+            out_cols = _side(cols)
+            products = mid_cols * (in_cols * ups + out_cols * downs) + area * in_cols
+            cost = (products + 64 * mid_cols) / cols
+            if cost < least:
+                best, least = _Widths(cols, in_cols, mid_cols, out_cols), cost
+    return best
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    shape: tuple[int, int, int, int],
+    out_size: tuple[int, int],
+    nhwc: bool,
+    problem: tuple,
+    taps_up: int,
+    taps_down: int,
+    ups: bool,
+    downs: bool,
+) -> tuple[tuple[int], _Plan]:
+    """The grid, and how a program walks."""
+    up, down, pad_x, pad_y, correlate, _, _, _, sign_height, sign_width, sign_x, sign_y = problem
+    samples, channels, in_height, in_width = shape
+    out_height, out_width = out_size
+
+    finished = _MID_ROWS // down  # rows a step
+    lag = -(-max(0, taps_down - down) // _MID_ROWS)
+    in_rows = _side(_inputs(_MID_ROWS, taps_up, up))
+    out_rows = _side((lag + 1) * finished)
+    widths = _widths(taps_up, taps_down, up, down, ups, downs, in_rows + out_rows)
+
+    planes = samples * channels
+    outer, inner = (samples, channels) if nhwc else (1, planes)
+    plane_tiles = triton.cdiv(inner, _PLANES)
+    col_tiles = triton.cdiv(out_width, widths.COLS)
+    all_steps = triton.cdiv(out_height, finished)
+    programs = outer * plane_tiles * col_tiles
+    # The lower the strips, the more rows are filtered by two of them.
+    strips = min(triton.cdiv(_WAVE, programs), triton.cdiv(all_steps, 4))
+    steps = triton.cdiv(all_steps, strips)
+    strips = triton.cdiv(all_steps, steps)
+    units = channels * sign_width if nhwc else triton.cdiv(sign_width, 8) * 8 * channels
+    largest = max(
+        planes * in_height * in_width,
+        planes * out_height * out_width,
+        samples * sign_height * units // 8,
+    )
+    plan = _Plan(
+        channels=inner,
+        in_height=in_height,
+        in_width=in_width,
+        out_height=out_height,
+        out_width=out_width,
+        sign_height=sign_height,
+        sign_width=sign_width,
+        sign_y=sign_y,
+        sign_x=sign_x,
+        shift_y=pad_y // up,
+        shift_x=pad_x // up,
+        phase_y=pad_y % up,
+        phase_x=pad_x % up,
+        taps_up=taps_up,
+        taps_down=taps_down,
+        steps=steps,
+        strips=strips,
+        col_tiles=col_tiles,
+        plane_tiles=plane_tiles,
+        NHWC=nhwc,
+        ALIGNED=nhwc and channels % 8 == 0,
+        WIDE=largest >= 2**31,
+        CORRELATE=correlate,
+        UPS=ups,
+        DOWNS=downs,
+        UP=up,
+        DOWN=down,
+        LAG=lag,
+        IN_ROWS=in_rows,
+        MID_ROWS=_MID_ROWS,
+        OUT_ROWS=out_rows,
+        PLANES=_PLANES,
+        **widths._asdict(),
+    )
+    return (programs * strips,), plan
+
+
+@triton.jit
+def _g(f, tap, taps, factor, absent, CORRELATE: tl.constexpr):
+    """factor * g[tap], `absent` where there is no such tap."""
+    there = (tap >= 0) & (tap < taps)
+    if f is None:
+        g = tl.full(tap.shape, 1.0, tl.float32)
+    else:
+        g = tl.load(f + (tap if CORRELATE else taps - 1 - tap), there, 0)
+    return tl.where(there, factor * g, absent)
+
+
+@triton.jit
+def _band(
+    f, first, taps, factor, STEP: tl.constexpr, CORRELATE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The matrix that holds factor * g[first[n] + STEP * k] in column n of row k."""
+    k = tl.arange(0, ROWS)[:, None]
+    return _g(f, first + STEP * k, taps, factor, 0.0, CORRELATE)
+
+
+@triton.jit
+def _times(
+    a, band, f, first, taps, factor, STEP: tl.constexpr, CORRELATE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """a [m, k] times the band [k, n]."""
+    if PRECISION == "taps":
+        product = tl.zeros([a.shape[0], first.shape[1]], tl.float32)
+        for k in range(a.shape[1]):
+            column = tl.sum(tl.where(tl.arange(0, a.shape[1])[None, :] == k, a, 0.0), 1)[:, None]
+            g = _g(f, first + STEP * k, taps, factor, float("nan"), CORRELATE)
+            product = tl.where(g == g, product + column * g, product)
+    elif PRECISION == "bf16x3":
+        a_high = a.to(tl.bfloat16)
+        a_low = (a - a_high.to(tl.float32)).to(tl.bfloat16)
+        high = band.to(tl.bfloat16)
+        low = (band - high.to(tl.float32)).to(tl.bfloat16)
+        product = tl.dot(a_low, high)
+        product = tl.dot(a_high, low, product)
+        product = tl.dot(a_high, high, product)
+    else:
+        product = tl.dot(a, band, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def _samples(
+    x, bias, sample, channel, top, left, channels, in_height, in_width, gain,
+    NHWC: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """x + b [cols, planes, rows], 0 outside of the image."""
+    row = top + tl.arange(0, ROWS)[None, None, :]
+    col = left + tl.arange(0, COLS)[:, None, None]
+    plane = channel[None, :, None]
+    inside = (row >= 0) & (row < in_height) & (col >= 0) & (col < in_width) & (plane < channels)
+    if WIDE:
+        row = row.to(tl.int64)
+    if NHWC:
+        at = ((sample * in_height + row) * in_width + col) * channels + plane
+    else:
+        at = (plane * in_height + row) * in_width + col
+    v = tl.load(x + at, inside, 0).to(tl.float32)
+    if bias is not None:
+        v = tl.where(inside, v + bias[None, :, None], 0)
+    return v
+
+
+@triton.jit
+def _store_signs(
+    signs, u, v, clamp, sample, channel, tile, top, left, end_y, end_x,
+    channels, sign_height, sign_width,
+    HAS_CLAMP: tl.constexpr, NHWC: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    """Of u [rows * planes, cols], in front of end_y and end_x."""
+    ROWS: tl.constexpr = u.shape[0] // PLANES
+    COLS: tl.constexpr = u.shape[1]
+    if NHWC:
+        lane = (tl.arange(0, ROWS * PLANES) % PLANES)[:, None]
+    else:
+        lane = (tl.arange(0, COLS) % 8)[None, :]
+    bits = tl.where(u <= 0, 1 << lane, 0)
+    if HAS_CLAMP:
+        bits += tl.where(tl.abs(v) <= clamp, 0, 1 << (lane + 16))
+    if NHWC:
+        bits = tl.sum(tl.reshape(bits, [ROWS, PLANES, COLS]), 1)
+        row = top + tl.arange(0, ROWS)[:, None]
+        col = left + tl.arange(0, COLS)[None, :]
+        at = ((sample * sign_height + row) * sign_width + col) * tl.cdiv(channels, 8) + tile
+        inside = (row < end_y) & (col < end_x)
+    else:
+        bits = tl.sum(tl.reshape(bits, [ROWS * PLANES, COLS // 8, 8]), 2)
+        bits = tl.reshape(bits, [ROWS, PLANES, COLS // 8])
+        row = top + tl.arange(0, ROWS)[:, None, None]
+        col = left // 8 + tl.arange(0, COLS // 8)[None, None, :]
+        plane = channel[None, :, None]
+        at = (plane * sign_height + row) * tl.cdiv(sign_width, 8) + col
+        inside = (row < end_y) & (col * 8 < end_x) & (plane < channels)
+    tl.store(signs + at, (bits | (bits >> 8)).to(tl.int16), inside)
+
+
+@triton.jit
+def _factor(
+    signs, slope, sample, channel, tile, top, left, channels, sign_height, sign_width,
+    NHWC: tl.constexpr, ROWS: tl.constexpr, PLANES: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """[rows * planes, cols]: slope or 1, 0 where u was clamped or is not in the signs."""
+    line = tl.arange(0, ROWS * PLANES)[:, None]
+    row = top + line // PLANES
+    col = left + tl.arange(0, COLS)[None, :]
+    inside = (row >= 0) & (row < sign_height) & (col >= 0) & (col < sign_width)
+    if NHWC:
+        lane = line % PLANES
+        at = ((sample * sign_height + row) * sign_width + col) * tl.cdiv(channels, 8) + tile
+    else:
+        lane = col % 8
+        plane = tile * PLANES + line % PLANES
+        inside &= plane < channels
+        at = (plane * sign_height + row) * tl.cdiv(sign_width, 8) + col // 8
+    bits = tl.load(signs + at, inside, 0x100).to(tl.int32) >> tl.where(inside, lane, 0)
+    return tl.where(bits & 0x100 != 0, 0, tl.where(bits & 1 != 0, slope, 1.0))
+
+
+@triton.jit
+def _step(
+    x, signs, bias, fu, fd, up_y, up_x, down_x, gain, slope, clamp,
+    sample, channel, tile, top, left, end_y, end_x, down_first,
+    channels, in_height, in_width, sign_height, sign_width, sign_y, sign_x,
+    shift_y, shift_x, phase_y, phase_x, taps_up, taps_down,
+    MASKED: tl.constexpr, HAS_CLAMP: tl.constexpr, PRECISION: tl.constexpr,
+    NHWC: tl.constexpr, WIDE: tl.constexpr, CORRELATE: tl.constexpr,
+    UPS: tl.constexpr, DOWNS: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
+    IN_ROWS: tl.constexpr, IN_COLS: tl.constexpr, MID_ROWS: tl.constexpr,
+    MID_COLS: tl.constexpr, OUT_ROWS: tl.constexpr, OUT_COLS: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    """What u[top:, left:] gives to the outputs in flight, [cols * planes, rows]."""
+    v = _samples(
+        x, bias, sample, channel, top // UP - shift_y, left // UP - shift_x,
+        channels, in_height, in_width, gain, NHWC, WIDE, IN_ROWS, IN_COLS,
+    )  # fmt: skip
+    if UPS:
+        v = _times(
+            tl.reshape(v, [IN_COLS * PLANES, IN_ROWS]), up_y, fu,
+            phase_y - tl.arange(0, MID_ROWS)[None, :], taps_up, gain, UP, CORRELATE, PRECISION,
+        )  # fmt: skip
+        v = tl.permute(tl.reshape(v, [IN_COLS, PLANES, MID_ROWS]), (2, 1, 0))
+        u = _times(
+            tl.reshape(v, [MID_ROWS * PLANES, IN_COLS]), up_x, fu,
+            phase_x - tl.arange(0, MID_COLS)[None, :], taps_up, 1.0, UP, CORRELATE, PRECISION,
+        )  # fmt: skip
+    else:
+        u = gain * tl.reshape(tl.permute(v, (2, 1, 0)), [MID_ROWS * PLANES, MID_COLS])
+    if MASKED:
+        factor = _factor(
+            signs, slope, sample, channel, tile, top + sign_y, left + sign_x,
+            channels, sign_height, sign_width, NHWC, MID_ROWS, PLANES, MID_COLS,
+        )  # fmt: skip
+        v = tl.where(factor != 0, u * factor, 0)
+    else:
+        v = tl.where(u > 0, u, slope * u)
+        if signs is not None:
+            _store_signs(
+                signs, u, v, clamp, sample, channel, tile, top, left, end_y, end_x,
+                channels, sign_height, sign_width, HAS_CLAMP, NHWC, PLANES,
+            )  # fmt: skip
+        if HAS_CLAMP:
+            v = tl.maximum(v, -clamp, propagate_nan=tl.PropagateNan.ALL)
+            v = tl.minimum(v, clamp, propagate_nan=tl.PropagateNan.ALL)
+    if DOWNS:
+        v = _times(
+            v, down_x, fd, -DOWN * tl.arange(0, OUT_COLS)[None, :], taps_down, 1.0, 1,
+            CORRELATE, PRECISION,
+        )  # fmt: skip
+        v = tl.permute(tl.reshape(v, [MID_ROWS, PLANES, OUT_COLS]), (2, 1, 0))
+        v = tl.reshape(v, [OUT_COLS * PLANES, MID_ROWS])
+        down_y = _band(fd, down_first, taps_down, 1.0, 1, CORRELATE, MID_ROWS)
+        v = _times(v, down_y, fd, down_first, taps_down, 1.0, 1, CORRELATE, PRECISION)
+    else:
+        v = tl.permute(tl.reshape(v, [MID_ROWS, PLANES, OUT_COLS]), (2, 1, 0))
+        v = tl.reshape(v, [OUT_COLS * PLANES, MID_ROWS])
+    return v
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def filtered_lrelu_kernel(
+    x, y, signs, b, fu, fd, gain, slope, clamp, bias_channels,
+    MASKED: tl.constexpr, HAS_CLAMP: tl.constexpr, PRECISION: tl.constexpr,
+    channels, in_height, in_width, out_height, out_width, sign_height, sign_width, sign_y, sign_x,
+    shift_y, shift_x, phase_y, phase_x, taps_up, taps_down, steps, strips, col_tiles, plane_tiles,
+    NHWC: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, CORRELATE: tl.constexpr,
+    UPS: tl.constexpr, DOWNS: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
+    COLS: tl.constexpr, LAG: tl.constexpr, IN_ROWS: tl.constexpr, IN_COLS: tl.constexpr,
+    MID_ROWS: tl.constexpr, MID_COLS: tl.constexpr, OUT_ROWS: tl.constexpr,
+    OUT_COLS: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    FINISHED: tl.constexpr = MID_ROWS // DOWN
+    if ALIGNED:  # tells the compiler that every pixel starts a vector
+        channels = channels // 8 * 8
+    program = tl.program_id(0)
+    if NHWC:  # neighbours share sectors
+        tile = program % plane_tiles
+        program = program // plane_tiles
+    col_tile = program % col_tiles
+    strip = program // col_tiles % strips
+    if NHWC:
+        sample = program // col_tiles // strips
+    else:
+        sample = 0
+        tile = program // col_tiles // strips
+    channel = tile * PLANES + tl.arange(0, PLANES)
+    bias = None
+    if b is not None:
+        bias = tl.load(b + channel % bias_channels).to(tl.float32)
+    if WIDE:
+        channel = channel.to(tl.int64)
+        if NHWC:
+            sample = sample.to(tl.int64)
+
+    left = col_tile * (COLS * DOWN)
+    end_x = tl.where(col_tile == col_tiles - 1, sign_width, left + COLS * DOWN)
+    end_y = tl.where(strip == strips - 1, sign_height, (strip + 1) * steps * MID_ROWS)
+    up_y, up_x, down_x = None, None, None
+    if UPS:
+        up_y = _band(
+            fu, phase_y - tl.arange(0, MID_ROWS)[None, :], taps_up, gain, UP, CORRELATE, IN_ROWS
+        )
+        up_x = _band(
+            fu, phase_x - tl.arange(0, MID_COLS)[None, :], taps_up, 1.0, UP, CORRELATE, IN_COLS
+        )
+    if DOWNS:
+        down_x = _band(
+            fd, -DOWN * tl.arange(0, OUT_COLS)[None, :], taps_down, 1.0, 1, CORRELATE, MID_COLS
+        )
+
+    in_flight = tl.zeros([OUT_COLS * PLANES, OUT_ROWS], tl.float32)
+    for step in range(steps + LAG):
+        first = (step - LAG) * FINISHED  # of the rows of outputs that the step reaches
+        row = first + ((tl.arange(0, OUT_ROWS) - first) & (OUT_ROWS - 1))
+        top = (strip * steps + step) * MID_ROWS
+        down_first = (step * MID_ROWS - DOWN * row)[None, :]
+        reached = _step(
+            x, signs, bias, fu, fd, up_y, up_x, down_x, gain, slope, clamp,
+            sample, channel, tile, top, left, end_y, end_x, down_first,
+            channels, in_height, in_width, sign_height, sign_width, sign_y, sign_x,
+            shift_y, shift_x, phase_y, phase_x, taps_up, taps_down,
+            MASKED, HAS_CLAMP, PRECISION, NHWC, WIDE, CORRELATE, UPS, DOWNS, UP, DOWN,
+            IN_ROWS, IN_COLS, MID_ROWS, MID_COLS, OUT_ROWS, OUT_COLS, PLANES,
+        )  # fmt: skip
+        if UPS or DOWNS:
+            total = tl.sum(tl.sum(reached, 1), 0)
+            if total - total != 0:
+                reached = _step(
+                    x, signs, bias, fu, fd, up_y, up_x, down_x, gain, slope, clamp,
+                    sample, channel, tile, top, left, end_y, end_x, down_first,
+                    channels, in_height, in_width, sign_height, sign_width, sign_y, sign_x,
+                    shift_y, shift_x, phase_y, phase_x, taps_up, taps_down,
+                    MASKED, HAS_CLAMP, "taps", NHWC, WIDE, CORRELATE, UPS, DOWNS, UP, DOWN,
+                    IN_ROWS, IN_COLS, MID_ROWS, MID_COLS, OUT_ROWS, OUT_COLS, PLANES,
+                )  # fmt: skip
+        in_flight += reached
+
+        out_row = (strip * (steps * FINISHED) + row)[None, None, :]
+        out_col = col_tile * COLS + tl.arange(0, OUT_COLS)[:, None, None]
+        plane = channel[None, :, None]
+        inside = ((row >= 0) & (row < first + FINISHED))[None, None, :] & (out_row < out_height)
+        inside &= (tl.arange(0, OUT_COLS)[:, None, None] < COLS) & (out_col < out_width)
+        if NHWC:
+            at = ((sample * out_height + out_row) * out_width + out_col) * channels + plane
+        else:
+            at = (plane * out_height + out_row) * out_width + out_col
+        finished = tl.reshape(in_flight, [OUT_COLS, PLANES, OUT_ROWS]).to(y.dtype.element_ty)
+        tl.store(y + at, finished, inside & (plane < channels))
+        in_flight = tl.where((row < first + FINISHED)[None, :], 0, in_flight)
+
+
+def _launch(x, y, signs, b, fu, fd, problem, channels_last, masked):
+    taps = [1 if f is None else f.numel() for f in (fu, fd)]
+    grid, plan = _plan(
+        tuple(x.shape), tuple(y.shape[2:]), channels_last, tuple(problem), *taps,
+        fu is not None or problem.up > 1, fd is not None or problem.down > 1,
+    )  # fmt: skip
+    has_clamp = not masked and problem.clamp != math.inf
+    filtered_lrelu_kernel[grid](
+        x, y, words(signs), b, fu, fd, problem.gain, problem.slope, problem.clamp,
+        x.shape[1], masked, has_clamp, _precision(x.dtype), *plan,
+    )  # fmt: skip
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Of the products: float32's, or for 16 bits that of twice as many."""
+    if _env.flag("TRITON_INTERPRET"):
+        return "ieee"
+    if dtype == torch.float32:
+        return "ieee" if torch.version.hip else "tf32x3"
+    return "bf16x3"
+
+
+def filtered_lrelu_forward(
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    fu: torch.Tensor | None,
+    fd: torch.Tensor | None,
+    y: torch.Tensor,
+    signs: torch.Tensor | None,
+    problem: tuple,
+    channels_last: bool,
+) -> None:
+    _launch(x, y, signs, b, fu, fd, problem, channels_last, False)
+
+
+def filtered_lrelu_masked(
+    dy: torch.Tensor,
+    signs: torch.Tensor,
+    fu: torch.Tensor | None,
+    fd: torch.Tensor | None,
+    dx: torch.Tensor,
+    problem: tuple,
+    channels_last: bool,
+) -> None:
+    _launch(dy, dx, signs, None, fu, fd, problem, channels_last, True)
