@@ -14,8 +14,8 @@ of which COLS columns of outputs are whole. The outputs in flight go round: row 
 one output row = r modulo OUT_ROWS that the step may reach. Of those a step finishes `MID_ROWS //
 DOWN`, LAG steps after the first that reached them.
 
-Products with the zeros beside the band spread what is not finite. Where a step comes out so, it is
-done again, slowly, by the taps alone.
+Products with the zeros beside the band spread what is not finite. A strip in which something comes
+out so is done again, slowly, by the taps alone.
 """
 
 import functools
@@ -238,7 +238,7 @@ def _times(
 
 @triton.jit
 def _samples(
-    x, bias, sample, channel, top, left, channels, in_height, in_width, gain,
+    x, bias, sample, channel, top, left, channels, in_height, in_width,
     NHWC: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """x + b [cols, planes, rows], 0 outside of the image."""
@@ -314,63 +314,104 @@ def _factor(
 
 
 @triton.jit
-def _step(
-    x, signs, bias, fu, fd, up_y, up_x, down_x, gain, slope, clamp,
-    sample, channel, tile, top, left, end_y, end_x, down_first,
-    channels, in_height, in_width, sign_height, sign_width, sign_y, sign_x,
-    shift_y, shift_x, phase_y, phase_x, taps_up, taps_down,
+def _turn(v, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+    """[a * b, c] or [a, b, c] to [c * b, a]."""
+    return tl.reshape(tl.permute(tl.reshape(v, [A, B, C]), (2, 1, 0)), [C * B, A])
+
+
+@triton.jit
+def _strip(
+    x, y, signs, bias, fu, fd, gain, slope, clamp, sample, channel, tile, strip, col_tile,
     MASKED: tl.constexpr, HAS_CLAMP: tl.constexpr, PRECISION: tl.constexpr,
+    channels, in_height, in_width, out_height, out_width, sign_height, sign_width, sign_y, sign_x,
+    shift_y, shift_x, phase_y, phase_x, taps_up, taps_down, steps, strips, col_tiles,
     NHWC: tl.constexpr, WIDE: tl.constexpr, CORRELATE: tl.constexpr,
     UPS: tl.constexpr, DOWNS: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
-    IN_ROWS: tl.constexpr, IN_COLS: tl.constexpr, MID_ROWS: tl.constexpr,
-    MID_COLS: tl.constexpr, OUT_ROWS: tl.constexpr, OUT_COLS: tl.constexpr, PLANES: tl.constexpr,
+    COLS: tl.constexpr, LAG: tl.constexpr, IN_ROWS: tl.constexpr, IN_COLS: tl.constexpr,
+    MID_ROWS: tl.constexpr, MID_COLS: tl.constexpr, OUT_ROWS: tl.constexpr,
+    OUT_COLS: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
-    """What u[top:, left:] gives to the outputs in flight, [cols * planes, rows]."""
-    v = _samples(
-        x, bias, sample, channel, top // UP - shift_y, left // UP - shift_x,
-        channels, in_height, in_width, gain, NHWC, WIDE, IN_ROWS, IN_COLS,
-    )  # fmt: skip
+    """Computes and stores all of it. Returns a number that is finite if everything was."""
+    FINISHED: tl.constexpr = MID_ROWS // DOWN
+    left = col_tile * (COLS * DOWN)
+    end_x = tl.where(col_tile == col_tiles - 1, sign_width, left + COLS * DOWN)
+    end_y = tl.where(strip == strips - 1, sign_height, (strip + 1) * steps * MID_ROWS)
+
+    up_y_first = phase_y - tl.arange(0, MID_ROWS)[None, :]
+    up_x_first = phase_x - tl.arange(0, MID_COLS)[None, :]
+    down_x_first = -DOWN * tl.arange(0, OUT_COLS)[None, :]
+    up_y, up_x, down_x = None, None, None
     if UPS:
-        v = _times(
-            tl.reshape(v, [IN_COLS * PLANES, IN_ROWS]), up_y, fu,
-            phase_y - tl.arange(0, MID_ROWS)[None, :], taps_up, gain, UP, CORRELATE, PRECISION,
-        )  # fmt: skip
-        v = tl.permute(tl.reshape(v, [IN_COLS, PLANES, MID_ROWS]), (2, 1, 0))
-        u = _times(
-            tl.reshape(v, [MID_ROWS * PLANES, IN_COLS]), up_x, fu,
-            phase_x - tl.arange(0, MID_COLS)[None, :], taps_up, 1.0, UP, CORRELATE, PRECISION,
-        )  # fmt: skip
-    else:
-        u = gain * tl.reshape(tl.permute(v, (2, 1, 0)), [MID_ROWS * PLANES, MID_COLS])
-    if MASKED:
-        factor = _factor(
-            signs, slope, sample, channel, tile, top + sign_y, left + sign_x,
-            channels, sign_height, sign_width, NHWC, MID_ROWS, PLANES, MID_COLS,
-        )  # fmt: skip
-        v = tl.where(factor != 0, u * factor, 0)
-    else:
-        v = tl.where(u > 0, u, slope * u)
-        if signs is not None:
-            _store_signs(
-                signs, u, v, clamp, sample, channel, tile, top, left, end_y, end_x,
-                channels, sign_height, sign_width, HAS_CLAMP, NHWC, PLANES,
-            )  # fmt: skip
-        if HAS_CLAMP:
-            v = tl.maximum(v, -clamp, propagate_nan=tl.PropagateNan.ALL)
-            v = tl.minimum(v, clamp, propagate_nan=tl.PropagateNan.ALL)
+        up_y = _band(fu, up_y_first, taps_up, gain, UP, CORRELATE, IN_ROWS)
+        up_x = _band(fu, up_x_first, taps_up, 1.0, UP, CORRELATE, IN_COLS)
     if DOWNS:
-        v = _times(
-            v, down_x, fd, -DOWN * tl.arange(0, OUT_COLS)[None, :], taps_down, 1.0, 1,
-            CORRELATE, PRECISION,
+        down_x = _band(fd, down_x_first, taps_down, 1.0, 1, CORRELATE, MID_COLS)
+
+    in_flight = tl.zeros([OUT_COLS * PLANES, OUT_ROWS], tl.float32)
+    for step in range(steps + LAG):
+        top = (strip * steps + step) * MID_ROWS
+        v = _samples(
+            x, bias, sample, channel, top // UP - shift_y, left // UP - shift_x,
+            channels, in_height, in_width, NHWC, WIDE, IN_ROWS, IN_COLS,
         )  # fmt: skip
-        v = tl.permute(tl.reshape(v, [MID_ROWS, PLANES, OUT_COLS]), (2, 1, 0))
-        v = tl.reshape(v, [OUT_COLS * PLANES, MID_ROWS])
-        down_y = _band(fd, down_first, taps_down, 1.0, 1, CORRELATE, MID_ROWS)
-        v = _times(v, down_y, fd, down_first, taps_down, 1.0, 1, CORRELATE, PRECISION)
-    else:
-        v = tl.permute(tl.reshape(v, [MID_ROWS, PLANES, OUT_COLS]), (2, 1, 0))
-        v = tl.reshape(v, [OUT_COLS * PLANES, MID_ROWS])
-    return v
+        if UPS:
+            v = _times(
+                tl.reshape(v, [IN_COLS * PLANES, IN_ROWS]), up_y, fu, up_y_first, taps_up, gain,
+                UP, CORRELATE, PRECISION,
+            )  # fmt: skip
+            u = _times(
+                _turn(v, IN_COLS, PLANES, MID_ROWS), up_x, fu, up_x_first, taps_up, 1.0,
+                UP, CORRELATE, PRECISION,
+            )  # fmt: skip
+        else:
+            u = gain * _turn(v, MID_COLS, PLANES, MID_ROWS)
+
+        if MASKED:
+            factor = _factor(
+                signs, slope, sample, channel, tile, top + sign_y, left + sign_x,
+                channels, sign_height, sign_width, NHWC, MID_ROWS, PLANES, MID_COLS,
+            )  # fmt: skip
+            v = tl.where(factor != 0, u * factor, 0)
+        else:
+            v = tl.where(u > 0, u, slope * u)
+            if signs is not None:
+                _store_signs(
+                    signs, u, v, clamp, sample, channel, tile, top, left, end_y, end_x,
+                    channels, sign_height, sign_width, HAS_CLAMP, NHWC, PLANES,
+                )  # fmt: skip
+            if HAS_CLAMP:
+                v = tl.maximum(v, -clamp, propagate_nan=tl.PropagateNan.ALL)
+                v = tl.minimum(v, clamp, propagate_nan=tl.PropagateNan.ALL)
+
+        first = (step - LAG) * FINISHED  # of the rows of outputs that the step reaches
+        row = first + ((tl.arange(0, OUT_ROWS) - first) & (OUT_ROWS - 1))
+        if DOWNS:
+            v = _times(
+                v, down_x, fd, down_x_first, taps_down, 1.0, 1, CORRELATE, PRECISION
+            )  # fmt: skip
+        v = _turn(v, MID_ROWS, PLANES, OUT_COLS)
+        if DOWNS:
+            down_y_first = (step * MID_ROWS - DOWN * row)[None, :]
+            down_y = _band(fd, down_y_first, taps_down, 1.0, 1, CORRELATE, MID_ROWS)
+            v = _times(v, down_y, fd, down_y_first, taps_down, 1.0, 1, CORRELATE, PRECISION)
+        in_flight += v
+
+        out_row = (strip * (steps * FINISHED) + row)[None, None, :]
+        out_col = col_tile * COLS + tl.arange(0, OUT_COLS)[:, None, None]
+        plane = channel[None, :, None]
+        inside = ((row >= 0) & (row < first + FINISHED))[None, None, :] & (out_row < out_height)
+        inside &= (tl.arange(0, OUT_COLS)[:, None, None] < COLS) & (out_col < out_width)
+        if WIDE:
+            out_row = out_row.to(tl.int64)
+        if NHWC:
+            at = ((sample * out_height + out_row) * out_width + out_col) * channels + plane
+        else:
+            at = (plane * out_height + out_row) * out_width + out_col
+        finished = tl.reshape(in_flight, [OUT_COLS, PLANES, OUT_ROWS]).to(y.dtype.element_ty)
+        tl.store(y + at, finished, inside & (plane < channels))
+        # A product, which keeps what is not finite for the check.
+        in_flight *= tl.where(row < first + FINISHED, 0.0, 1.0)[None, :]
+    return tl.sum(tl.sum(in_flight, 1), 0)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -385,7 +426,6 @@ def filtered_lrelu_kernel(
     MID_ROWS: tl.constexpr, MID_COLS: tl.constexpr, OUT_ROWS: tl.constexpr,
     OUT_COLS: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
-    FINISHED: tl.constexpr = MID_ROWS // DOWN
     if ALIGNED:  # tells the compiler that every pixel starts a vector
         channels = channels // 8 * 8
     program = tl.program_id(0)
@@ -407,62 +447,24 @@ def filtered_lrelu_kernel(
         channel = channel.to(tl.int64)
         if NHWC:
             sample = sample.to(tl.int64)
-
-    left = col_tile * (COLS * DOWN)
-    end_x = tl.where(col_tile == col_tiles - 1, sign_width, left + COLS * DOWN)
-    end_y = tl.where(strip == strips - 1, sign_height, (strip + 1) * steps * MID_ROWS)
-    up_y, up_x, down_x = None, None, None
-    if UPS:
-        up_y = _band(
-            fu, phase_y - tl.arange(0, MID_ROWS)[None, :], taps_up, gain, UP, CORRELATE, IN_ROWS
-        )
-        up_x = _band(
-            fu, phase_x - tl.arange(0, MID_COLS)[None, :], taps_up, 1.0, UP, CORRELATE, IN_COLS
-        )
-    if DOWNS:
-        down_x = _band(
-            fd, -DOWN * tl.arange(0, OUT_COLS)[None, :], taps_down, 1.0, 1, CORRELATE, MID_COLS
-        )
-
-    in_flight = tl.zeros([OUT_COLS * PLANES, OUT_ROWS], tl.float32)
-    for step in range(steps + LAG):
-        first = (step - LAG) * FINISHED  # of the rows of outputs that the step reaches
-        row = first + ((tl.arange(0, OUT_ROWS) - first) & (OUT_ROWS - 1))
-        top = (strip * steps + step) * MID_ROWS
-        down_first = (step * MID_ROWS - DOWN * row)[None, :]
-        reached = _step(
-            x, signs, bias, fu, fd, up_y, up_x, down_x, gain, slope, clamp,
-            sample, channel, tile, top, left, end_y, end_x, down_first,
-            channels, in_height, in_width, sign_height, sign_width, sign_y, sign_x,
-            shift_y, shift_x, phase_y, phase_x, taps_up, taps_down,
-            MASKED, HAS_CLAMP, PRECISION, NHWC, WIDE, CORRELATE, UPS, DOWNS, UP, DOWN,
-            IN_ROWS, IN_COLS, MID_ROWS, MID_COLS, OUT_ROWS, OUT_COLS, PLANES,
-        )  # fmt: skip
-        if UPS or DOWNS:
-            total = tl.sum(tl.sum(reached, 1), 0)
-            if total - total != 0:
-                reached = _step(
-                    x, signs, bias, fu, fd, up_y, up_x, down_x, gain, slope, clamp,
-                    sample, channel, tile, top, left, end_y, end_x, down_first,
-                    channels, in_height, in_width, sign_height, sign_width, sign_y, sign_x,
-                    shift_y, shift_x, phase_y, phase_x, taps_up, taps_down,
-                    MASKED, HAS_CLAMP, "taps", NHWC, WIDE, CORRELATE, UPS, DOWNS, UP, DOWN,
-                    IN_ROWS, IN_COLS, MID_ROWS, MID_COLS, OUT_ROWS, OUT_COLS, PLANES,
-                )  # fmt: skip
-        in_flight += reached
-
-        out_row = (strip * (steps * FINISHED) + row)[None, None, :]
-        out_col = col_tile * COLS + tl.arange(0, OUT_COLS)[:, None, None]
-        plane = channel[None, :, None]
-        inside = ((row >= 0) & (row < first + FINISHED))[None, None, :] & (out_row < out_height)
-        inside &= (tl.arange(0, OUT_COLS)[:, None, None] < COLS) & (out_col < out_width)
-        if NHWC:
-            at = ((sample * out_height + out_row) * out_width + out_col) * channels + plane
-        else:
-            at = (plane * out_height + out_row) * out_width + out_col
-        finished = tl.reshape(in_flight, [OUT_COLS, PLANES, OUT_ROWS]).to(y.dtype.element_ty)
-        tl.store(y + at, finished, inside & (plane < channels))
-        in_flight = tl.where((row < first + FINISHED)[None, :], 0, in_flight)
+    check = _strip(
+        x, y, signs, bias, fu, fd, gain, slope, clamp, sample, channel, tile, strip, col_tile,
+        MASKED, HAS_CLAMP, PRECISION,
+        channels, in_height, in_width, out_height, out_width, sign_height, sign_width, sign_y,
+        sign_x, shift_y, shift_x, phase_y, phase_x, taps_up, taps_down, steps, strips, col_tiles,
+        NHWC, WIDE, CORRELATE, UPS, DOWNS, UP, DOWN, COLS, LAG, IN_ROWS, IN_COLS, MID_ROWS,
+        MID_COLS, OUT_ROWS, OUT_COLS, PLANES,
+    )  # fmt: skip
+    if UPS or DOWNS:  # noqa: SIM102, this one is decided by the compiler
+        if check - check != 0:
+            _strip(
+                x, y, signs, bias, fu, fd, gain, slope, clamp, sample, channel, tile, strip, col_tile,
+                MASKED, HAS_CLAMP, "taps",
+                channels, in_height, in_width, out_height, out_width, sign_height, sign_width, sign_y,
+                sign_x, shift_y, shift_x, phase_y, phase_x, taps_up, taps_down, steps, strips,
+                col_tiles, NHWC, WIDE, CORRELATE, UPS, DOWNS, UP, DOWN, COLS, LAG, IN_ROWS, IN_COLS,
+                MID_ROWS, MID_COLS, OUT_ROWS, OUT_COLS, PLANES,
+            )  # fmt: skip
 
 
 def _launch(x, y, signs, b, fu, fd, problem, channels_last, masked):
@@ -474,7 +476,7 @@ def _launch(x, y, signs, b, fu, fd, problem, channels_last, masked):
     has_clamp = not masked and problem.clamp != math.inf
     filtered_lrelu_kernel[grid](
         x, y, words(signs), b, fu, fd, problem.gain, problem.slope, problem.clamp,
-        x.shape[1], masked, has_clamp, _precision(x.dtype), *plan,
+        x.shape[1], masked, has_clamp, _precision(x.dtype), *plan, num_warps=8, num_stages=1,
     )  # fmt: skip
 
 
