@@ -212,6 +212,13 @@ def _band(
 
 
 @triton.jit
+def _halves(a):
+    """a as a sum, to about 16 bits."""
+    high = (a.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    return high.to(tl.bfloat16), (a - high).to(tl.bfloat16)
+
+
+@triton.jit
 def _times(
     a, band, f, first, taps, factor, STEP: tl.constexpr, CORRELATE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -224,10 +231,8 @@ def _times(
             g = _g(f, first + STEP * k, taps, factor, float("nan"), CORRELATE)
             product = tl.where(g == g, product + column * g, product)
     elif PRECISION == "bf16x3":
-        a_high = a.to(tl.bfloat16)
-        a_low = (a - a_high.to(tl.float32)).to(tl.bfloat16)
-        high = band.to(tl.bfloat16)
-        low = (band - high.to(tl.float32)).to(tl.bfloat16)
+        a_high, a_low = _halves(a)
+        high, low = _halves(band)
         product = tl.dot(a_low, high)
         product = tl.dot(a_high, low, product)
         product = tl.dot(a_high, high, product)
@@ -292,25 +297,43 @@ def _store_signs(
 
 
 @triton.jit
-def _factor(
+def _unit_of_signs(signs, at, row_inside, unit, units, sign_width, slope):
+    """A unit: its first 8 bits say below 0, its second 8 that nothing comes through."""
+    word = tl.load(signs + at, row_inside & (unit >= 0) & (unit < units), -256).to(tl.int32)
+    beyond = 0xFF00 << tl.minimum(tl.maximum(sign_width - unit * 8, 0), 8)
+    return (word | beyond | tl.where(slope == 0, word << 8, 0)) & 0xFFFF
+
+
+@triton.jit
+def _load_signs(
     signs, slope, sample, channel, tile, top, left, channels, sign_height, sign_width,
     NHWC: tl.constexpr, ROWS: tl.constexpr, PLANES: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """[rows * planes, cols]: slope or 1, 0 where u was clamped or is not in the signs."""
-    line = tl.arange(0, ROWS * PLANES)[:, None]
-    row = top + line // PLANES
-    col = left + tl.arange(0, COLS)[None, :]
-    inside = (row >= 0) & (row < sign_height) & (col >= 0) & (col < sign_width)
+    """Of u [rows * planes, cols]: bit 0 says below 0, bit 8 that nothing comes through."""
+    row = top + tl.arange(0, ROWS)[:, None, None]
+    row_inside = (row >= 0) & (row < sign_height)
     if NHWC:
-        lane = line % PLANES
+        col = left + tl.arange(0, COLS)[None, None, :]
+        inside = row_inside & (col >= 0) & (col < sign_width)
         at = ((sample * sign_height + row) * sign_width + col) * tl.cdiv(channels, 8) + tile
+        word = tl.load(signs + at, inside, -256).to(tl.int32)
+        word |= tl.where(slope == 0, word << 8, 0)
+        bits = word >> tl.arange(0, PLANES)[None, :, None]
     else:
-        lane = col % 8
-        plane = tile * PLANES + line % PLANES
-        inside &= plane < channels
-        at = (plane * sign_height + row) * tl.cdiv(sign_width, 8) + col // 8
-    bits = tl.load(signs + at, inside, 0x100).to(tl.int32) >> tl.where(inside, lane, 0)
-    return tl.where(bits & 0x100 != 0, 0, tl.where(bits & 1 != 0, slope, 1.0))
+        units = tl.cdiv(sign_width, 8)
+        plane = channel[None, :, None]
+        unit = (left >> 3) + tl.arange(0, COLS // 8)[None, None, :]
+        inside = row_inside & (plane < channels)
+        at = (plane * sign_height + row) * units + unit
+        word = _unit_of_signs(signs, at, inside, unit, units, sign_width, slope)
+        after = _unit_of_signs(signs, at + 1, inside, unit + 1, units, sign_width, slope)
+        shift = left & 7
+        below = ((word & 0xFF) | ((after & 0xFF) << 8)) >> shift
+        dropped = ((word >> 8) | (after & 0xFF00)) >> shift
+        word = (below & 0xFF) | ((dropped & 0xFF) << 8)
+        word = tl.reshape(word, [ROWS * PLANES, COLS // 8])
+        bits = word[:, :, None] >> tl.arange(0, 8)[None, None, :]
+    return tl.reshape(bits, [ROWS * PLANES, COLS])
 
 
 @triton.jit
@@ -367,13 +390,13 @@ def _strip(
             u = gain * _turn(v, MID_COLS, PLANES, MID_ROWS)
 
         if MASKED:
-            factor = _factor(
+            bits = _load_signs(
                 signs, slope, sample, channel, tile, top + sign_y, left + sign_x,
                 channels, sign_height, sign_width, NHWC, MID_ROWS, PLANES, MID_COLS,
             )  # fmt: skip
-            v = tl.where(factor != 0, u * factor, 0)
+            v = tl.where(bits & 0x100 != 0, 0, u * tl.where(bits & 1 != 0, slope, 1.0))
         else:
-            v = tl.where(u > 0, u, slope * u)
+            v = tl.where(u <= 0, slope * u, u)
             if signs is not None:
                 _store_signs(
                     signs, u, v, clamp, sample, channel, tile, top, left, end_y, end_x,
