@@ -30,7 +30,6 @@ from .. import _env
 from .epilogue import words
 
 _MID_ROWS = 16  # the least that a product takes
-_PLANES = 8  # a unit of the signs of NHWC
 _WAVE = 1024  # programs that fill the largest GPUs a few times
 
 
@@ -89,29 +88,43 @@ def _side(samples: int) -> int:
     return max(16, triton.next_power_of_2(samples))
 
 
-class _Widths(NamedTuple):
+class _Tile(NamedTuple):
     COLS: int
+    LAG: int
+    IN_ROWS: int
     IN_COLS: int
+    MID_ROWS: int
     MID_COLS: int
+    OUT_ROWS: int
     OUT_COLS: int
 
 
-def _widths(
-    taps_up: int, taps_down: int, up: int, down: int, ups: bool, downs: bool, area: int
-) -> _Widths:
-    """The tile that costs least by column of outputs. Whole units of signs belong to a tile."""
+@functools.lru_cache(maxsize=4096)
+def _tile_of(
+    taps_up: int, taps_down: int, ups: bool, downs: bool, up: int, down: int, narrow: bool
+) -> _Tile | None:
+    """The one that costs least by column of outputs, None where the filters are too long for
+    any that registers hold. Whole units of signs belong to a tile. `narrow` is for float32."""
+    lag = triton.cdiv(max(0, taps_down - down), _MID_ROWS)
+    in_rows = _side(_inputs(_MID_ROWS, taps_up, up))
+    out_rows = _side((lag + 1) * (_MID_ROWS // down))
     best, least = None, math.inf
-    for mid_cols in (32, 64, 128):
+    for mid_cols in (32, 64):
         for cols in range(8 // down, mid_cols + 1, 8 // down):
             reached = (cols - 1) * down + taps_down
-            if reached > mid_cols or (not downs and cols < mid_cols):
-                continue
             in_cols = _side(_inputs(reached, taps_up, up)) if ups else mid_cols
             out_cols = _side(cols)
-            products = mid_cols * (in_cols * ups + out_cols * downs) + area * in_cols
-            cost = (products + 64 * mid_cols) / cols
-            if cost < least:
-                best, least = _Widths(cols, in_cols, mid_cols, out_cols), cost
+            if reached > mid_cols or (not downs and cols < mid_cols):
+                continue
+            if max(in_rows * in_cols, out_rows * out_cols) > 1024:
+                continue
+            cost = mid_cols * (64 + in_cols * ups + out_cols * downs)
+            cost += in_rows * in_cols + out_rows * out_cols
+            if narrow and mid_cols == 64:
+                cost *= 2  # runs out of registers
+            if cost / cols < least:
+                best = _Tile(cols, lag, in_rows, in_cols, _MID_ROWS, mid_cols, out_rows, out_cols)
+                least = cost / cols
     return best
 
 
@@ -125,6 +138,7 @@ def _plan(
     taps_down: int,
     ups: bool,
     downs: bool,
+    tile: _Tile,
 ) -> tuple[tuple[int], _Plan]:
     """The grid, and how a program walks."""
     up, down, pad_x, pad_y, correlate, _, _, _, sign_height, sign_width, sign_x, sign_y = problem
@@ -132,15 +146,11 @@ def _plan(
     out_height, out_width = out_size
 
     finished = _MID_ROWS // down  # rows a step
-    lag = -(-max(0, taps_down - down) // _MID_ROWS)
-    in_rows = _side(_inputs(_MID_ROWS, taps_up, up))
-    out_rows = _side((lag + 1) * finished)
-    widths = _widths(taps_up, taps_down, up, down, ups, downs, in_rows + out_rows)
-
     planes = samples * channels
     outer, inner = (samples, channels) if nhwc else (1, planes)
-    plane_tiles = triton.cdiv(inner, _PLANES)
-    col_tiles = triton.cdiv(out_width, widths.COLS)
+    tile_planes = 8 if nhwc else 4  # a unit of the signs of NHWC
+    plane_tiles = triton.cdiv(inner, tile_planes)
+    col_tiles = triton.cdiv(out_width, tile.COLS)
     all_steps = triton.cdiv(out_height, finished)
     programs = outer * plane_tiles * col_tiles
     # The lower the strips, the more rows are filtered by two of them.
@@ -181,12 +191,8 @@ def _plan(
         DOWNS=downs,
         UP=up,
         DOWN=down,
-        LAG=lag,
-        IN_ROWS=in_rows,
-        MID_ROWS=_MID_ROWS,
-        OUT_ROWS=out_rows,
-        PLANES=_PLANES,
-        **widths._asdict(),
+        PLANES=tile_planes,
+        **tile._asdict(),
     )
     return (programs * strips,), plan
 
@@ -473,38 +479,57 @@ def filtered_lrelu_kernel(
     check = _strip(
         x, y, signs, bias, fu, fd, gain, slope, clamp, sample, channel, tile, strip, col_tile,
         MASKED, HAS_CLAMP, PRECISION,
-        channels, in_height, in_width, out_height, out_width, sign_height, sign_width, sign_y,
-        sign_x, shift_y, shift_x, phase_y, phase_x, taps_up, taps_down, steps, strips, col_tiles,
-        NHWC, WIDE, CORRELATE, UPS, DOWNS, UP, DOWN, COLS, LAG, IN_ROWS, IN_COLS, MID_ROWS,
-        MID_COLS, OUT_ROWS, OUT_COLS, PLANES,
+        channels, in_height, in_width, out_height, out_width, sign_height, sign_width,
+        sign_y, sign_x, shift_y, shift_x, phase_y, phase_x, taps_up, taps_down,
+        steps, strips, col_tiles, NHWC, WIDE, CORRELATE, UPS, DOWNS, UP, DOWN, COLS, LAG,
+        IN_ROWS, IN_COLS, MID_ROWS, MID_COLS, OUT_ROWS, OUT_COLS, PLANES,
     )  # fmt: skip
     if UPS or DOWNS:  # noqa: SIM102, this one is decided by the compiler
         if check - check != 0:
             _strip(
-                x, y, signs, bias, fu, fd, gain, slope, clamp, sample, channel, tile, strip, col_tile,
-                MASKED, HAS_CLAMP, "taps",
-                channels, in_height, in_width, out_height, out_width, sign_height, sign_width, sign_y,
-                sign_x, shift_y, shift_x, phase_y, phase_x, taps_up, taps_down, steps, strips,
-                col_tiles, NHWC, WIDE, CORRELATE, UPS, DOWNS, UP, DOWN, COLS, LAG, IN_ROWS, IN_COLS,
-                MID_ROWS, MID_COLS, OUT_ROWS, OUT_COLS, PLANES,
+                x, y, signs, bias, fu, fd, gain, slope, clamp, sample, channel, tile, strip,
+                col_tile, MASKED, HAS_CLAMP, "taps",
+                channels, in_height, in_width, out_height, out_width, sign_height, sign_width,
+                sign_y, sign_x, shift_y, shift_x, phase_y, phase_x, taps_up, taps_down,
+                steps, strips, col_tiles, NHWC, WIDE, CORRELATE, UPS, DOWNS, UP, DOWN, COLS, LAG,
+                IN_ROWS, IN_COLS, MID_ROWS, MID_COLS, OUT_ROWS, OUT_COLS, PLANES,
             )  # fmt: skip
 
 
+def _walk(fu, fd, up, down, dtype):
+    """taps_up, taps_down, ups, downs, and the tile: None where none will do."""
+    filters = [1 if f is None else f.numel() for f in (fu, fd)]
+    filters += [fu is not None or up > 1, fd is not None or down > 1]
+    return *filters, _tile_of(*filters, up, down, dtype == torch.float32)
+
+
+def refusal(
+    dtype: torch.dtype, fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int
+) -> str | None:
+    if dtype == torch.float64:
+        return "its kernel is not for float64"
+    if not {up, down} <= {1, 2, 4}:
+        return "its kernel takes factors of 1, 2 and 4"
+    if any(f is not None and f.ndim == 2 for f in (fu, fd)):
+        return "its kernel takes separable filters"
+    if _walk(fu, fd, up, down, dtype)[-1] is None:
+        return "the filters are too long for its kernel"
+    return None
+
+
 def _launch(x, y, signs, b, fu, fd, problem, channels_last, masked):
-    taps = [1 if f is None else f.numel() for f in (fu, fd)]
-    grid, plan = _plan(
-        tuple(x.shape), tuple(y.shape[2:]), channels_last, tuple(problem), *taps,
-        fu is not None or problem.up > 1, fd is not None or problem.down > 1,
-    )  # fmt: skip
+    walk = _walk(fu, fd, problem.up, problem.down, x.dtype)
+    grid, plan = _plan(tuple(x.shape), tuple(y.shape[2:]), channels_last, tuple(problem), *walk)
     has_clamp = not masked and problem.clamp != math.inf
     filtered_lrelu_kernel[grid](
         x, y, words(signs), b, fu, fd, problem.gain, problem.slope, problem.clamp,
-        x.shape[1], masked, has_clamp, _precision(x.dtype), *plan, num_warps=8, num_stages=1,
+        x.shape[1], masked, has_clamp, _precision(x.dtype), *plan,
+        num_warps=plan.PLANES, num_stages=1,
     )  # fmt: skip
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Of the products: float32's, or for 16 bits that of twice as many."""
+    """Of the products: about that of float32, or of 16 bits twice."""
     if _env.flag("TRITON_INTERPRET"):
         return "ieee"
     if dtype == torch.float32:

@@ -147,10 +147,4 @@ def filtered_lrelu_refusal(
     dtype: torch.dtype, fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int
 ) -> str | None:
     """None, or why no kernel takes these filters; their parts run then."""
-    if dtype == torch.float64:
-        return "there is no kernel for torch.float64"
-    if not {up, down} <= {1, 2, 4}:
-        return "its factors are 1, 2 and 4"
-    if any(f is not None and (f.ndim == 2 or f.numel() > 32) for f in (fu, fd)):
-        return "its filters are separable, of up to 32 taps"
-    return None
+    return kernels("filtered_lrelu").refusal(dtype, fu, fd, up, down)
