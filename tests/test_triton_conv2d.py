@@ -466,13 +466,16 @@ def test_tf32_where_pytorch_allows_it(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="an older PyTorch")
-def test_tf32_by_the_newer_setting(monkeypatch):
-    """Which the older one cannot be read beside."""
+def test_tf32_by_the_newer_setting():
+    """Beside which the older one may not be read."""
     x = draw(1, (1, 3, 2, 4), torch.float32)
     conv = Fir(1, 1, 1, 1, 0, 0, 0, 0, True, 1.0)
-    for precision in ("tf32", "ieee"):
-        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", precision)
-        assert kernels._problem(x, x, conv, 1, 1).PRECISION == precision
+    try:
+        for precision in ("tf32", "ieee"):
+            torch.backends.cudnn.conv.fp32_precision = precision
+            assert kernels._problem(x, x, conv, 1, 1).PRECISION == precision
+    finally:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 SIZES = [(8, 512, 512, 4), (32, 512, 512, 64), (8, 128, 64, 256), (8, 32, 3, 1024), (3, 33, 40, 17)]
