@@ -473,7 +473,8 @@ def test_tf32_by_the_newer_setting():
     try:
         for precision in ("tf32", "ieee"):
             torch.backends.cudnn.conv.fp32_precision = precision
-            assert kernels._problem(x, x, conv, 1, 1).PRECISION == precision
+            found = kernels._problem(x, x, conv, 1, 1).PRECISION
+            assert found == precision
     finally:
         torch.backends.cudnn.allow_tf32 = False
 
