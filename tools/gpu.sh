@@ -118,12 +118,14 @@ phase_sanitize() {
     return $status
 }
 
+# minutes PERCENT: that much of what a phase may take.
+minutes() { awk "BEGIN { print $LIMIT * $1 / 6000 }"; }
+
+# suite MINUTES ARGUMENTS...: the rest of the phase is for the case at the end, and the report.
 suite() {
-    local limit=$1
-    shift
-    STYLEGAN_FAST_CACHE=$CHOICES run "$limit" python -m stylegan_fast bench --device cuda "$@"
+    STYLEGAN_FAST_CACHE=$CHOICES run "$LIMIT" \
+        python -m stylegan_fast bench --device cuda --minutes "$@"
     local status=$?
-    # An empty folder of choices has nothing to copy.
     [ -n "$dry" ] || cp "$CHOICES"/*.json "$OUT" 2> /dev/null
     return $status
 }
@@ -143,7 +145,7 @@ phase_peers() {
         echo "no checkouts in peers/"
         return
     fi
-    suite "$LIMIT" --quick --op bias_act --shape 2x8x4x4 --mode forward --layout nchw \
+    suite 1 --quick --op bias_act --shape 2x8x4x4 --mode forward --layout nchw \
         --out build/gpu/bench "${found[@]}" || return
     [ -n "$dry" ] || touch "$compiled_peers"
 }
@@ -159,7 +161,7 @@ phase_tune() {
         done
     done
     wait
-    suite "$LIMIT" --tune --mode forward --seconds 0.1 --minutes 4 --out "$OUT"
+    suite "$(minutes 40)" --tune --mode forward --seconds 0.1 --out "$OUT"
 }
 
 phase_bench() {
@@ -167,13 +169,14 @@ phase_bench() {
     # Where they could not be compiled, they would be tried again with every part.
     [ -e "$compiled_peers" ] && mapfile -t found < <(checkouts)
     part() {
-        suite "$LIMIT" --out "$OUT" --seconds 0.3 --minutes "$@" "${found[@]}" || status=1
+        suite "$(minutes "$1")" --out "$OUT" --seconds 0.3 "${@:2}" "${found[@]}" || status=1
     }
-    part 2.5 --op networks
-    part 1.25 --op training swap
-    part 1.25 --op layers --no-compile
-    part 1.25 --op upfirdn2d --no-compile --dtype float32 float16
-    part 0.75 --op bias_act adain --no-compile --dtype float32 float16 --mode forward backward
+    part 28 --op networks
+    part 13 --op training swap
+    part 13 --op layers --no-compile
+    part 13 --op upfirdn2d --no-compile --dtype float32 float16
+    part 8 --op bias_act adain --no-compile --dtype float32 float16 --mode forward backward
+    part 10 --op upfirdn2d bias_act --shape 4x64x128x128 --dtype float32 --mode forward
     return $status
 }
 
