@@ -19,7 +19,7 @@ from stylegan_fast.benchmarks.cases import select
 
 TREE = Path(__file__).parent.parent
 SCRIPT = TREE / "tools" / "gpu.sh"
-PHASES = ["build", "check", "test", "triton", "sanitize", "peers", "tune", "bench"]
+PHASES = ["build", "check", "test", "triton", "peers", "tune", "bench", "sanitize"]
 
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="needs a checkout of the sources")
 

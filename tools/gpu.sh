@@ -9,10 +9,10 @@
 #   check     2  `stylegan_fast check` of the CUDA kernels
 #   test      5  the tests that reach a GPU, but for Triton's
 #   triton    8  Triton's: thousands of kernels are compiled, which a second run finds
-#   sanitize  6  memory and race checkers, on a few tests
 #   peers     5  the checkouts in peers/ compile their kernels
 #   tune      8  convolutions are measured, and the faster ones remembered
 #   bench     9  the benchmark suite, with those peers
+#   sanitize  6  memory and race checkers, on a few tests
 #
 # A phase that fails or reaches its LIMIT gives way to the next one, and all of them may be stopped
 # at any time: what was measured until then is kept. Environment:
@@ -21,10 +21,11 @@
 #   LIMIT    seconds a phase may take (default 570)
 #   WORKERS  processes that test (default: the cores, at most 16)
 #   TORCH_CUDA_ARCH_LIST  what to build for (default: the GPU of this machine)
+#   STYLEGAN_FAST_LEVELS  baseline builds sooner, with slower kernels for the CPU
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-ALL=(build check test triton sanitize peers tune bench)
+ALL=(build check test triton peers tune bench sanitize)
 dry=
 if [ "${1:-}" = -n ]; then
     dry=yes
@@ -97,27 +98,6 @@ phase_test() { parallel_tests 'not triton'; }
 
 phase_triton() { parallel_tests triton; }
 
-phase_sanitize() {
-    if [ -z "$dry" ] && ! command -v compute-sanitizer; then
-        echo "compute-sanitizer is not installed: no memory and race checks"
-        return
-    fi
-    local files=(bias_act upfirdn2d upfirdn2d_epilogue epilogue_backward adain demodulation)
-    local few='any_strides or workloads or layouts or low_precision or parts_of_planes or values'
-    files=("${files[@]/#/tests/test_}")
-    local status=0 tool
-    for tool in memcheck racecheck; do
-        # Without torch's caching, every tensor has borders that the checker can see. Only what
-        # the package's kernels do is reported, not what PyTorch asks of a driver in vain.
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 tests $((LIMIT / 2)) \
-            compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name kns=stylegan_fast \
-            $([ $tool = memcheck ] && echo --report-api-errors no) \
-            python -m pytest -v --benchmark-disable -m 'device and not exhaustive' \
-            -k "cuda and ($few)" "${files[@]/%/.py}" || status=1
-    done
-    return $status
-}
-
 # minutes PERCENT: that much of what a phase may take.
 minutes() { awk "BEGIN { print $LIMIT * $1 / 6000 }"; }
 
@@ -177,6 +157,27 @@ phase_bench() {
     part 13 --op upfirdn2d --no-compile --dtype float32 float16
     part 8 --op bias_act adain --no-compile --dtype float32 float16 --mode forward backward
     part 10 --op upfirdn2d bias_act --shape 4x64x128x128 --dtype float32 --mode forward
+    return $status
+}
+
+phase_sanitize() {
+    if [ -z "$dry" ] && ! command -v compute-sanitizer; then
+        echo "compute-sanitizer is not installed: no memory and race checks"
+        return
+    fi
+    local files=(bias_act upfirdn2d upfirdn2d_epilogue epilogue_backward adain demodulation)
+    local few='any_strides or workloads or layouts or low_precision or parts_of_planes or values'
+    files=("${files[@]/#/tests/test_}")
+    local status=0 tool
+    for tool in memcheck racecheck; do
+        # Without torch's caching, every tensor has borders that the checker can see. Only what
+        # the package's kernels do is reported, not what PyTorch asks of a driver in vain.
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 tests $((LIMIT / 2)) \
+            compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name kns=stylegan_fast \
+            $([ $tool = memcheck ] && echo --report-api-errors no) \
+            python -m pytest -v --benchmark-disable -m 'device and not exhaustive' \
+            -k "cuda and ($few)" "${files[@]/%/.py}" || status=1
+    done
     return $status
 }
 
