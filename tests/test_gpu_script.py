@@ -110,6 +110,19 @@ def test_a_phase_ends_at_its_limit(tree):
     assert phases_of(output) == ["check", "test"]
 
 
+def test_all_phases_end_in_time(tree):
+    begun = time.monotonic()
+    python = "[[ $1 = -c ]] || exec sleep 40"
+    status, output = run(tree, "check", "test", "triton", python=python, TOTAL="3")
+    assert status == 1
+    assert time.monotonic() - begun < 30
+    assert phases_of(output) == ["check", "test", "triton"]
+    assert output.splitlines()[-1] == "FAILED: check test triton"
+    assert output.count("no time is left for this") == 2
+    (command,) = commands_of(run(tree, "-n", "bench", TOTAL="200")[1])[:1]
+    assert "--minutes 0.93333" in command
+
+
 def test_ctrl_c_ends_the_phase_and_starts_no_other(tree):
     python = 'trap "echo kept; exit 2" INT; while sleep 0.1; do :; done'
     process = start(tree, "check", "test", python=python)

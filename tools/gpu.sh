@@ -19,6 +19,7 @@
 #
 #   OUT      where logs, results and measured choices go (default gpu-out)
 #   LIMIT    seconds a phase may take (default 570)
+#   TOTAL    seconds all of them may take (default: as many as their limits allow)
 #   WORKERS  processes that test (default: the cores, at most 16)
 #   TORCH_CUDA_ARCH_LIST  what to build for (default: the GPU of this machine)
 #   STYLEGAN_FAST_LEVELS  baseline builds sooner, with slower kernels for the CPU
@@ -41,6 +42,7 @@ done
 
 OUT=${OUT:-gpu-out}
 LIMIT=${LIMIT:-570}
+TOTAL=${TOTAL:-$((LIMIT * ${#phases[@]}))}
 cores=$(nproc)
 WORKERS=${WORKERS:-$((cores < 16 ? cores : 16))}
 CHOICES=$PWD/build/gpu/choices
@@ -71,12 +73,12 @@ phase_build() {
         export TORCH_CUDA_ARCH_LIST
     fi
     # Offline: what `make install` brought is enough to build.
-    STYLEGAN_FAST_CUDA=on PIP_DISABLE_PIP_VERSION_CHECK=1 run "$LIMIT" \
+    STYLEGAN_FAST_CUDA=on PIP_DISABLE_PIP_VERSION_CHECK=1 run "$time" \
         python -m pip install --no-deps --no-build-isolation -e . || return
     run 60 python -m stylegan_fast info
 }
 
-phase_check() { run "$LIMIT" python -m stylegan_fast check --device cuda --backend cuda; }
+phase_check() { run "$time" python -m stylegan_fast check --device cuda --backend cuda; }
 
 # What tests choose with others beside them is not kept.
 tests() {
@@ -90,7 +92,7 @@ parallel_tests() {
     if [ -z "$dry" ] && python -c 'import pytest_timeout' 2> /dev/null; then
         hanging=(--timeout=240 --timeout-method=thread)
     fi
-    tests "$LIMIT" python -m pytest -v --benchmark-disable -n "$WORKERS" --dist worksteal \
+    tests "$time" python -m pytest -v --benchmark-disable -n "$WORKERS" --dist worksteal \
         --durations=15 "${hanging[@]}" -m '(device or gpu) and not exhaustive' -k "$1"
 }
 
@@ -98,12 +100,12 @@ phase_test() { parallel_tests 'not triton'; }
 
 phase_triton() { parallel_tests triton; }
 
-# minutes PERCENT: that much of what a phase may take.
-minutes() { awk "BEGIN { print $LIMIT * $1 / 6000 }"; }
+# minutes PERCENT: that much of what the phase may take.
+minutes() { awk "BEGIN { print $time * $1 / 6000 }"; }
 
 # suite MINUTES ARGUMENTS...: the rest of the phase is for the case at the end, and the report.
 suite() {
-    STYLEGAN_FAST_CACHE=$CHOICES run "$LIMIT" \
+    STYLEGAN_FAST_CACHE=$CHOICES run "$time" \
         python -m stylegan_fast bench --device cuda --minutes "$@"
     local status=$?
     [ -n "$dry" ] || cp "$CHOICES"/*.json "$OUT" 2> /dev/null
@@ -135,7 +137,7 @@ phase_tune() {
     local shape dtype
     for shape in {1,8}x3x{256x256,1024x1024}; do
         for dtype in float32 bfloat16; do
-            STYLEGAN_FAST_CACHE=off run $((LIMIT / 2)) python -m stylegan_fast bench \
+            STYLEGAN_FAST_CACHE=off run $((time / 2)) python -m stylegan_fast bench \
                 --device cuda --op networks --mode forward --shape $shape --dtype $dtype \
                 --seconds 0 --out build/gpu/$shape-$dtype &
         done
@@ -172,7 +174,7 @@ phase_sanitize() {
     for tool in memcheck racecheck; do
         # Without torch's caching, every tensor has borders that the checker can see. Only what
         # the package's kernels do is reported, not what PyTorch asks of a driver in vain.
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 tests $((LIMIT / 2)) \
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 tests $((time / 2)) \
             compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name kns=stylegan_fast \
             $([ $tool = memcheck ] && echo --report-api-errors no) \
             python -m pytest -v --benchmark-disable -m 'device and not exhaustive' \
@@ -182,12 +184,13 @@ phase_sanitize() {
 }
 
 all_phases() {
-    local phase failed=() begun stopped=
+    local phase failed=() begun time stopped=
     trap 'stopped=yes; kill $(jobs -p) 2> /dev/null' INT
     echo "$(date -u +%FT%TZ) at $(git rev-parse HEAD 2> /dev/null || echo 'an unknown commit')"
     for phase in "${phases[@]}"; do
         begun=$SECONDS
-        phase_end=$((SECONDS + LIMIT))
+        time=$((TOTAL - SECONDS < LIMIT ? TOTAL - SECONDS : LIMIT))
+        phase_end=$((SECONDS + time))
         echo "== $phase"
         "phase_$phase" || failed+=("$phase")
         echo "== $phase: $((SECONDS - begun)) s"
