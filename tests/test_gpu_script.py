@@ -124,10 +124,10 @@ def test_all_phases_end_in_time(tree):
 
 
 def test_ctrl_c_ends_the_phase_and_starts_no_other(tree):
-    python = 'trap "echo kept; exit 2" INT; while sleep 0.1; do :; done'
+    python = 'trap "echo kept; exit 2" INT; echo ready; while sleep 0.1; do :; done'
     process = start(tree, "check", "test", python=python)
     for line in process.stdout:
-        if line.startswith("ran "):
+        if line == "ready\n":
             break
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
