@@ -27,4 +27,4 @@ check:
 	$(PYTHON) -m stylegan_fast check
 
 clean:
-	rm -rf build dist *.egg-info stylegan_fast/_C.* stylegan_fast/_build.json bench-out
+	rm -rf build dist *.egg-info stylegan_fast/_C.* stylegan_fast/_build.json bench-out gpu-out

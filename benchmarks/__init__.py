@@ -8,6 +8,7 @@ report is made from that file alone.
 from __future__ import annotations
 
 import argparse
+import math
 
 import torch
 
@@ -40,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--list", action="store_true", help="print the chosen cases and stop")
     parser.add_argument("--seconds", type=float, help="time spent on a case (default 1)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        metavar="M",
+        help="begin no case after that; what is measured is kept and reported",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch and of the kernels")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(

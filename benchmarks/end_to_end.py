@@ -24,7 +24,7 @@ from .machine import tf32
 from .peers import Peer, one_line, peer_generator
 from .photographs import crops, photographs, save
 from .results import OK, Row
-from .workload import Provider, Session
+from .workload import Provider, Session, alternatives
 
 IMAGE: dict[str, Any] = {"img_resolution": 64, "img_channels": 3, "c_dim": 0}
 SIZE: dict[str, Any] = {"z_dim": 128, "w_dim": 128, **IMAGE}
@@ -207,6 +207,8 @@ class TrainingStep:
         yield Provider("stock", self._call("reference", *stocks))
         yield Provider("reference", self._call("reference", self.G, self.D))
         yield Provider("automatic", self._call(None, self.G, self.D), f"bias_act on {chosen}")
+        for name in alternatives(self.session.device.type, torch.float32):
+            yield Provider(name, self._call(name, self.G, self.D))
         for peer in self.session.peers:
             yield self._peer(peer)
 

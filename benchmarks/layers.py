@@ -18,7 +18,7 @@ from .cases import DTYPES, KINDS, LAYOUTS, Case, ConvLayer
 from .gate import Expected
 from .machine import tf32
 from .peers import Peer, one_line
-from .workload import Provider, Results, Session, compiled
+from .workload import Provider, Results, Session, alternatives, compiled
 
 W_DIM = 512
 CLAMP = 2.0
@@ -197,6 +197,8 @@ class ConvolutionLayer:
         yield Provider("stock", self._call(_stock(self.module), backend="reference"))
         yield Provider("reference", self._call(self._layer(self.module), backend="reference"))
         yield Provider("automatic", self._call(self._layer(self.module)))
+        for name in alternatives(self.session.device.type, self.dtype):
+            yield Provider(name, self._call(self._layer(self.module), backend=name))
         for peer in self.session.peers:
             yield self._peer(peer)
 

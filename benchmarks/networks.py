@@ -19,7 +19,7 @@ from .cases import CHANNEL_BASE, DTYPES, Case, conv_layers
 from .gate import Expected
 from .machine import tf32
 from .peers import Peer, one_line, peer_generator
-from .workload import Provider, Session
+from .workload import Provider, Session, alternatives
 
 EVERYWHERE = 16
 """As num_fp16_res: all resolutions from 8 on."""
@@ -108,6 +108,8 @@ class NetworkForward:
             yield Provider("stock", self._call(formulation(self.network), "reference"))
         yield Provider("reference", self._call(self.network, "reference"))
         yield Provider("automatic", self._call(self.network))
+        for name in alternatives(self.session.device.type, self.dtype):
+            yield Provider(name, self._call(self.network, name))
         for peer in self.session.peers:
             yield self._peer(peer, tuned=False)
             if self.session.device.type == "cuda" and self._module(peer) is not None:

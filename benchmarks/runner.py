@@ -69,15 +69,18 @@ def measure(
         mode=case.mode,
         **conditions,
     )
+    status = SKIPPED
     try:
         return _measure(case, session, seconds, blank, least, cuda_graph)
     except ImportError as error:
         reason = f"{error}; pip install 'stylegan_fast[bench]'"
     except torch.cuda.OutOfMemoryError:
         reason = "the device has too little memory for this case"
+    except Exception as error:
+        status, reason = FAIL, one_line(error)
     finally:
         swap.uninstall()
-    return [replace(blank, provider="all", status=SKIPPED, detail=reason)]
+    return [replace(blank, provider="all", status=status, detail=reason)]
 
 
 def _measure(

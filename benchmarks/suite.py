@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
@@ -55,17 +56,21 @@ def run(arguments: argparse.Namespace) -> int:
         compiles=not (arguments.quick or arguments.no_compile),
     )
     if arguments.tune:
-        return tune(cases, session, seconds, terminal)
+        return tune(cases, session, seconds, terminal, 60 * arguments.minutes)
     known = {**conditions(device), "run": now()}
     plan = f"{len(cases)} cases, {_minutes(cases, seconds, session)}"
     _announce(terminal, known, device, file, plan)
 
     rows: list[Row] = []
     interrupted = False
+    deadline = time.monotonic() + 60 * arguments.minutes
     try:
         with terminal.progress() as progress:
             task = progress.add_task("", total=len(cases))
-            for case in cases:
+            for done, case in enumerate(cases):
+                if time.monotonic() > deadline:
+                    terminal.say(f"the time is up; {len(cases) - done} cases are left")
+                    break
                 progress.update(task, description=str(case), refresh=True)
                 measured = measure(case, session, seconds, known, least, arguments.cuda_graph)
                 file.append(measured)

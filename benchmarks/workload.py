@@ -91,6 +91,13 @@ def candidates(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     ]
 
 
+def alternatives(device_type: str, dtype: torch.dtype) -> list[str]:
+    """The kernel backends that whole layers and networks can run on besides the automatic one."""
+    op = "modulated_conv2d"
+    known = ("reference", backends.automatic(op, device_type, dtype))
+    return [name for name in candidates(op, device_type, dtype) if name not in known]
+
+
 def compiled(
     reference: Function,
     mode: str,

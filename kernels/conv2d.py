@@ -711,11 +711,17 @@ def _check_units(problem: _Problem) -> None:
 
 def _problem(x: torch.Tensor, y: torch.Tensor, conv: tuple, taps_y: int, taps_x: int) -> _Problem:
     nhwc = not y.is_contiguous() or y.shape[2] == y.shape[3] == 1
-    tf32 = x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
     return _problem_of(
         tuple(x.shape), x.stride(), tuple(y.shape), nhwc, (taps_y, taps_x), tuple(conv),
-        "tf32" if tf32 else "ieee",
+        "tf32" if x.dtype == torch.float32 and _tf32_allowed() else "ieee",
     )  # fmt: skip
+
+
+def _tf32_allowed() -> bool:
+    """As PyTorch's convolutions have it. Where there is the newer setting, the older one cannot be
+    read any more once somebody has set the newer."""
+    newer = getattr(torch.backends.cudnn, "conv", None)
+    return torch.backends.cudnn.allow_tf32 if newer is None else newer.fp32_precision == "tf32"
 
 
 @functools.lru_cache(maxsize=4096)

@@ -12,6 +12,9 @@ import torch
 
 from stylegan_fast import backends
 
+ON_GPU = DEVICE != "cpu"
+IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
 LONG = (
     "test_cuda_sources",
     "test_cpu_sources",
@@ -24,6 +27,25 @@ LONG = (
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    for item in items:
+        if {"device", "backend"}.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.device)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish():
+    """After an illegal access nothing runs in a process any more: xdist starts another one, and
+    names the test in which this one ended."""
+    if ON_GPU and IN_WORKER and not _gpu_works():
+        os._exit(1)
+
+
+def _gpu_works() -> bool:
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -52,3 +74,15 @@ def poisoned_memory():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=ON_GPU)
+def kernels_finished():
+    """An error in a kernel shows in the test that launched it."""
+    yield
+    torch.cuda.synchronize()

@@ -7,6 +7,7 @@ import copy
 import csv
 import dataclasses
 import math
+import re
 import sys
 import time
 from collections import Counter
@@ -24,10 +25,13 @@ from stylegan_fast.benchmarks import (
     photographs,
     report,
     results,
+    runner,
     suite,
     timing,
     upfirdn2d,
+    workload,
 )
+from stylegan_fast.benchmarks import layers as layer_benchmark
 from stylegan_fast.benchmarks import stock as stock_networks
 from stylegan_fast.benchmarks import swap as swap_benchmark
 from stylegan_fast.benchmarks.bias_act import BiasAct, stock
@@ -1014,6 +1018,36 @@ def test_interrupted_run_keeps_its_rows(monkeypatch, tmp_path, capsys):
     assert "interrupted" in capsys.readouterr().out
 
 
+def test_minutes_end_a_run(monkeypatch, tmp_path, capsys):
+    def measure(case, *arguments):
+        time.sleep(0.05)
+        return [Row(op=case.op, mode=case.mode, provider="cpu", median_us=1.0)]
+
+    monkeypatch.setattr(suite, "measure", measure)
+    status, rows = bench(tmp_path, *SMALL, "--minutes", "0.0005")
+    assert status == 0
+    assert len(rows) == 1
+    assert (tmp_path / "results.html").exists()
+    assert re.search(r"the time is up; [1-9]\d* cases are left", capsys.readouterr().out)
+
+
+def test_a_case_that_raises_fails_alone(monkeypatch, tmp_path):
+    class Broken(BiasAct):
+        def expected(self):
+            if self.case.mode == "forward":
+                raise RuntimeError("no engine for this")
+            return super().expected()
+
+    monkeypatch.setitem(runner.WORKLOADS, "bias_act", Broken)
+    status, rows = bench(tmp_path, *SMALL, "--mode", "forward", "backward", "--seconds", "0")
+    assert status == 1
+    failed = [row for row in rows if row.status == "FAIL"]
+    assert {(row.mode, row.detail) for row in failed} == {
+        ("forward", "RuntimeError: no engine for this")
+    }
+    assert "ok" in {row.status for row in rows if row.mode == "backward"}
+
+
 def test_without_photographs_training_is_skipped(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "skimage", None)
     monkeypatch.setitem(sys.modules, "skimage.data", None)
@@ -1525,6 +1559,34 @@ def test_the_networks_of_a_checkout_are_told_by_its_files(tmp_path):
 
 
 # Choices
+
+
+def test_other_kernels_than_the_automatic_ones_run_whole_networks(monkeypatch):
+    assert workload.alternatives("cpu", torch.float32) == []
+    refused = {"cpu": "it runs on cpu tensors"}
+    monkeypatch.setattr(backends, "refusal", lambda name, *rest: refused.get(name))
+    assert workload.alternatives("cuda", torch.float32) == ["triton"]
+
+
+def test_tune_goes_on_after_a_layer_that_fails(tmp_path, monkeypatch, capsys):
+    needs_cpu_kernels()
+    monkeypatch.setenv("STYLEGAN_FAST_CACHE", str(tmp_path / "cache"))
+    choice.table.cache_clear()
+    build, broken = layer_benchmark.build, []
+
+    def build_all_but_one(layer, module):
+        if not broken:
+            broken.append(layer)
+            raise RuntimeError("cannot be compiled")
+        return build(layer, module)
+
+    monkeypatch.setattr(layer_benchmark, "build", build_all_but_one)
+    argv = ["--tune", "--quick", "--mode", "forward", "--seconds", "0", "--out", str(tmp_path)]
+    assert benchmarks.main(argv) == 1
+    said = capsys.readouterr().out
+    assert "RuntimeError: cannot be compiled" in said
+    assert "cpu forward float32" in said
+    choice.table.cache_clear()
 
 
 def test_tune_writes_what_the_library_reads(tmp_path, monkeypatch, capsys):

@@ -30,11 +30,6 @@ def on(device, f):
     return None if f is None else f.to(device)
 
 
-@pytest.fixture(autouse=True)
-def full_precision(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 def step_by_step(x, w, f, up, down, padding, groups, flip_weight, flip_filter):
     """Pad all at once and upsample, correlate, downsample."""
     x0, x1, y0, y1 = padding

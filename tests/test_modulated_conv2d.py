@@ -30,11 +30,6 @@ def randn(*shape, dtype=torch.float64, seed=0):
 
 
 @pytest.fixture(autouse=True)
-def full_precision(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.fixture(autouse=True)
 def both_forms(monkeypatch):
     """fused_modconv decides alone, however small the images of these tests are."""
     module = importlib.import_module("stylegan_fast.ops.modulated_conv2d")

@@ -30,11 +30,6 @@ TINY = {"channel_base": 64, "channel_max": 8}
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
-@pytest.fixture(autouse=True)
-def full_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 def tiny_generator(img_resolution=16, c_dim=0, architecture="skip", w_avg_beta=0.998, **kwargs):
     mapping_kwargs = {"num_layers": 2, "w_avg_beta": w_avg_beta}
     kwargs = dict(TINY, architecture=architecture, **kwargs)

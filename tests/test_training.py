@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -541,6 +542,26 @@ def test_float16_resumes_with_the_scale_of_its_losses(tmp_path):
     trained(tmp_path / "parts", kimg=0.008, **half)
     assert_same(whole, trained(tmp_path / "parts", resume="latest", **half))
     assert whole.scaler.get_scale() > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("network", ["stylegan", "stylegan2"])
+def test_commands_on_a_gpu(pictures, tmp_path, network, precision):
+    run, images = tmp_path / "run", tmp_path / "images"
+    options = ["--device=cuda", "--augment=ada", *(["--channels-last"] * (precision != "float32"))]
+    first = {"config": f"{network}-8", "precision": precision, "kimg": 0.008}
+    assert command(pictures, run, *options, **first) == 0
+    more = ["--device=cuda", "--resume=latest", "--kimg=0.016"]
+    assert main(["train", f"--outdir={run}", *more]) == 0
+    rows = read(run / "log.csv")
+    assert len(rows) == 2
+    assert all(math.isfinite(float(row[name])) for row in rows for name in ("loss_g", "loss_d"))
+    generate = ["generate", f"--network={run}", f"--outdir={images}", "--seeds=3", "--device=cuda"]
+    assert main(generate) == 0
+    (image,) = images.glob("*.png")
+    assert Image.open(image).size == (8, 8)
 
 
 def test_stylegan_grows_while_it_trains(tmp_path):

@@ -27,7 +27,10 @@ if not INTERPRETED and not torch.cuda.is_available():
 from stylegan_fast.kernels import conv2d as kernels  # noqa: E402
 
 # Both branches of tl.where are computed, by the interpreter with numpy's warnings.
-pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning"),
+]
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (
@@ -45,7 +48,6 @@ def small_tiles(monkeypatch):
     """So that images of a few pixels and channels have several tiles, the last of them ragged."""
     for name in ("_forward_configs", "_weight_gradient_configs"):
         monkeypatch.setattr(kernels, name, lambda *arguments: [TILE])
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
@@ -461,6 +463,20 @@ def test_tf32_where_pytorch_allows_it(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     assert kernels._problem(x, x, conv, 1, 1).PRECISION == "tf32"
     assert kernels._problem(x.half(), x.half(), conv, 1, 1).PRECISION == "ieee"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="an older PyTorch")
+def test_tf32_by_the_newer_setting():
+    """Beside which the older one may not be read."""
+    x = draw(1, (1, 3, 2, 4), torch.float32)
+    conv = Fir(1, 1, 1, 1, 0, 0, 0, 0, True, 1.0)
+    try:
+        for precision in ("tf32", "ieee"):
+            torch.backends.cudnn.conv.fp32_precision = precision
+            found = kernels._problem(x, x, conv, 1, 1).PRECISION
+            assert found == precision
+    finally:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 SIZES = [(8, 512, 512, 4), (32, 512, 512, 64), (8, 128, 64, 256), (8, 32, 3, 1024), (3, 33, 40, 17)]

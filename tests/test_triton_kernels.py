@@ -30,7 +30,10 @@ from stylegan_fast.kernels import epilogue  # noqa: E402
 from stylegan_fast.kernels import math as kernel_math  # noqa: E402
 
 # Both branches of tl.where are computed, by the interpreter with numpy's warnings.
-pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning"),
+]
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (

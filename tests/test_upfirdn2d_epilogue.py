@@ -46,11 +46,6 @@ def interpreted(backend, device):
     return backend == "triton" and device.type == "cpu"
 
 
-@pytest.fixture(autouse=True)
-def full_precision(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 # Shape of x, memory format, and the resampling. A mask needs rows of whole units of 8 elements:
 # widths of NCHW, channels of NHWC; other shapes take two kernels.
 PLACES = {
