@@ -16,7 +16,7 @@ namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
 namespace {
 
 constexpr int64_t kRow = 4096;                // numbers of a tile's row between the filters
-constexpr int64_t kWalk = 16;                 // rows between the filters of a call of `walk`
+constexpr int64_t kWalk = 32;                 // rows between the filters of a call of `walk`
 constexpr int64_t kWorkPerThread = 1 << 16;   // multiplications
 
 constexpr int64_t modulo(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
@@ -72,8 +72,7 @@ struct Problem {
     const int64_t seen = (width - 1) * p.down + p.fd.taps_x + 7;
     between = ceil_divide(seen, kGroup) * kGroup;
     groups = between / p.up + 2;
-    // Phases along x are shifted within two vectors.
-    walks = V::lanes >= kPhaseTaps && fu.separable && fd.separable &&
+    walks = V::lanes > 1 && fu.separable && fd.separable &&
             p.fu.taps_x == p.fu.taps_y && p.fd.taps_x == p.fd.taps_y &&
             with_walk(p.up, p.fu.taps_x, p.down, p.fd.taps_x, [](auto) {});
   }
@@ -206,7 +205,7 @@ class Worker {
   void run_rows(int64_t first, int64_t last) {
     own_begin_ = first * p_.down;
     own_end_ = last < p_.out_height ? last * p_.down : p_.sign_height;
-    if constexpr (V::lanes >= kPhaseTaps) {
+    if constexpr (V::lanes > 1) {
       if (problem_.walks) {
         with_walk(p_.up, p_.fu.taps_x, p_.down, p_.fd.taps_x, [&](auto factors) {
           using Factors = decltype(factors);
@@ -280,11 +279,17 @@ class Worker {
   }
 
   template <int down>
-  void contracted(int64_t o, const A* row) const {
+  void contracted(int64_t o, const A* row) {
     const A* taps = problem_.fd.along_x();
     T* to = problem_.out + out_offset(o);
-    depth_ == 1 ? contract_plane<down, V>(row + seen_, taps, width_, to)
-                : contract_pixels<down, V>(row + seen_, taps, width_, channels_, to, p_.channels);
+    if (depth_ > 1) {
+      contract_pixels<down, V>(row + seen_, taps, width_, channels_, to, p_.channels);
+    } else if constexpr (V::lanes >= kPhaseTaps) {  // a phase is shifted within two vectors
+      contract_plane<down, V>(row + seen_, taps, width_, to);
+    } else {
+      filter_down_along_x(row);
+      write(o, row_);
+    }
   }
 
   A* source(int64_t i) const { return source_ + modulo(i, sources_) * source_length_; }
@@ -311,8 +316,12 @@ class Worker {
       load_run(from + begin, end - begin, to);
     } else {
       const T* from = problem_.in + (sample_ * p_.in_height + i) * p_.in_width * p_.channels;
-      for (int64_t x = begin; x < end; ++x, to += depth_)
-        load_run(from + x * p_.channels + channel_, channels_, to);
+      const int64_t row = p_.in_width * p_.channels;
+      from += begin * p_.channels + channel_;
+      for (int64_t x = begin; x < end; ++x, from += p_.channels, to += depth_) {
+        __builtin_prefetch(from + row, 0, 2);  // no processor sees such a stream coming
+        load_run(from, channels_, to);
+      }
     }
   }
 
