@@ -11,7 +11,7 @@ from stylegan_fast.backends import native
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cpu"
 DRIVERS = ROOT / "tests" / "cpu_sources"
-FAMILIES = ("adain", "conv2d", "demodulation", "epilogue", "upfirdn2d")
+FAMILIES = ("adain", "conv2d", "demodulation", "epilogue", "filtered_lrelu", "upfirdn2d")
 FLAGS = ["-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas"]
 X86_LEVELS = {
     "baseline": [],

@@ -122,7 +122,7 @@ def test_forward_and_its_signs(name, channels_last, level):
         sure = ((u == 0) | (u.abs() > 1e-5)) & ((leaky.abs() - problem.clamp).abs() > 1e-5)
         if fd is not None:
             sure &= seen(inner, size, fd, problem.down)
-        assert sure.float().mean() > 0.4  # of gaps between the taps there are some
+        assert sure.float().mean() > 0.4
         assert torch.equal(negative[sure], (u <= 0)[sure])
         assert torch.equal(clamped[sure], (leaky.abs() > problem.clamp)[sure])
 

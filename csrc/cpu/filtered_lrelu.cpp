@@ -16,7 +16,7 @@ namespace stylegan_fast::cpu::STYLEGAN_FAST_SIMD {
 namespace {
 
 constexpr int64_t kRow = 4096;                // numbers of a tile's row between the filters
-constexpr int64_t kWalk = 16;                 // rows between the filters of a call of `walk`
+constexpr int64_t kWalk = 32;                 // rows between the filters of a call of `walk`
 constexpr int64_t kWorkPerThread = 1 << 16;   // multiplications
 
 constexpr int64_t modulo(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
@@ -72,8 +72,9 @@ struct Problem {
     const int64_t seen = (width - 1) * p.down + p.fd.taps_x + 7;
     between = ceil_divide(seen, kGroup) * kGroup;
     groups = between / p.up + 2;
-    // Phases along x are shifted within two vectors.
-    walks = V::lanes >= kPhaseTaps && fu.separable && fd.separable &&
+    pointwise = !p.fu.taps && !p.fd.taps && p.up == 1 && p.down == 1 && p.pad_x == 0 &&
+                p.pad_y == 0 && p.in_width == p.out_width && p.in_height == p.out_height;
+    walks = V::lanes > 1 && fu.separable && fd.separable &&
             p.fu.taps_x == p.fu.taps_y && p.fd.taps_x == p.fd.taps_y &&
             with_walk(p.up, p.fu.taps_x, p.down, p.fd.taps_x, [](auto) {});
   }
@@ -102,6 +103,7 @@ struct Problem {
   int64_t width, columns, tiles;      // pixels of output of a tile
   int64_t between;                    // columns of a tile between the filters, at most
   int64_t groups;                     // of `up` of them
+  bool pointwise;                     // no filters, nothing padded or cropped
   bool walks;                         // through registers (walk.h)
 };
 
@@ -206,7 +208,11 @@ class Worker {
   void run_rows(int64_t first, int64_t last) {
     own_begin_ = first * p_.down;
     own_end_ = last < p_.out_height ? last * p_.down : p_.sign_height;
-    if constexpr (V::lanes >= kPhaseTaps) {
+    if (problem_.pointwise && depth_ > 1) {
+      for (int64_t o = first; o < last; ++o) activate_pixels(o);
+      return;
+    }
+    if constexpr (V::lanes > 1) {
       if (problem_.walks) {
         with_walk(p_.up, p_.fu.taps_x, p_.down, p_.fd.taps_x, [&](auto factors) {
           using Factors = decltype(factors);
@@ -228,6 +234,33 @@ class Worker {
       filter_down(o);
       write(o, row_);
     }
+  }
+
+  // Row o where there is no filter.
+  void activate_pixels(int64_t o) const {
+    const V gain(p_.gain);
+    const T* from = problem_.in + out_offset(o);
+    T* to = problem_.out + out_offset(o);
+    for (int64_t x = 0; x < width_; ++x, from += p_.channels, to += p_.channels) {
+      Word word = 0;
+      if constexpr (signs == Signs::read) word = read_signs(o, x);
+      for (int64_t c = 0; c < channels_; c += V::lanes) {
+        const V u = gain * (load_some(from + c, channels_ - c) + V::load(bias_ + c));
+        store_upto(to + c, channels_ - c, problem_.activation(u, word, static_cast<int>(c)));
+      }
+      if constexpr (signs == Signs::kept) keep_signs(o, x, word);
+    }
+  }
+
+  // Of `count` numbers, or of a vector of them.
+  static V load_some(const T* from, int64_t count) {
+    if constexpr (V::lanes > 1) {
+      if (count < V::lanes) return load_lanes(from, 0, static_cast<int>(count));
+    }
+    return load(from, V());
+  }
+  static void store_upto(T* to, int64_t count, V v) {
+    count < V::lanes ? store_some(to, count, v) : store(to, v);
   }
 
   template <class Factors, int offset>
@@ -280,11 +313,17 @@ class Worker {
   }
 
   template <int down>
-  void contracted(int64_t o, const A* row) const {
+  void contracted(int64_t o, const A* row) {
     const A* taps = problem_.fd.along_x();
     T* to = problem_.out + out_offset(o);
-    depth_ == 1 ? contract_plane<down, V>(row + seen_, taps, width_, to)
-                : contract_pixels<down, V>(row + seen_, taps, width_, channels_, to, p_.channels);
+    if (depth_ > 1) {
+      contract_pixels<down, V>(row + seen_, taps, width_, channels_, to, p_.channels);
+    } else if constexpr (V::lanes >= kPhaseTaps) {  // a phase is shifted within two vectors
+      contract_plane<down, V>(row + seen_, taps, width_, to);
+    } else {
+      filter_down_along_x(row);
+      write(o, row_);
+    }
   }
 
   A* source(int64_t i) const { return source_ + modulo(i, sources_) * source_length_; }
@@ -311,8 +350,12 @@ class Worker {
       load_run(from + begin, end - begin, to);
     } else {
       const T* from = problem_.in + (sample_ * p_.in_height + i) * p_.in_width * p_.channels;
-      for (int64_t x = begin; x < end; ++x, to += depth_)
-        load_run(from + x * p_.channels + channel_, channels_, to);
+      const int64_t row = p_.in_width * p_.channels;
+      from += begin * p_.channels + channel_;
+      for (int64_t x = begin; x < end; ++x, from += p_.channels, to += depth_) {
+        __builtin_prefetch(from + row, 0, 2);  // no processor sees such a stream coming
+        load_run(from, channels_, to);
+      }
     }
   }
 
@@ -321,10 +364,8 @@ class Worker {
     for (; j <= count - V::lanes; j += V::lanes)
       (load(from + j, V()) + V::load(bias_ + j % kGroup)).store(to + j);
     if (j == count) return;
-    A rest[kGroup], sums[kGroup];
-    load_padded<T, V>(from + j, count - j, rest);
-    (V::load(rest) + V::load(bias_ + j % kGroup)).store(sums);
-    std::memcpy(to + j, sums, (count - j) * sizeof(A));
+    const V rest = load_some(from + j, count - j) + V::load(bias_ + j % kGroup);
+    store_some(to + j, count - j, rest);
   }
 
   // A row of groups of columns, of what rows_[k] hold through the taps row_weights_[k].
@@ -384,8 +425,6 @@ class Worker {
     int low, high;
 
     bool whole() const { return low == 0 && high == kGroup; }
-    int first() const { return low / 8 * 2; }
-    int count() const { return larger((high + 7) / 8 * 2 - first(), 0); }
   };
   Strip strip(int64_t s) const {
     if (depth_ == 1) {
@@ -431,7 +470,7 @@ class Worker {
     const uint8_t* from = problem_.read + sign_row(row) + strip.at;
     if (strip.whole()) return load_word(from);
     uint8_t units[4] = {};
-    std::memcpy(units + strip.first(), from + strip.first(), strip.count());
+    copy_units(strip, from, units);
     const uint32_t valid = (1u << strip.high) - (1u << strip.low);
     return load_word(units) | spread(~valid & 0xffff) << 8;
   }
@@ -443,7 +482,12 @@ class Worker {
     if (strip.whole()) return store_word(to, word);
     uint8_t units[4];
     store_word(units, word);
-    std::memcpy(to + strip.first(), units + strip.first(), strip.count());
+    copy_units(strip, units, to);
+  }
+
+  static void copy_units(const Strip& strip, const uint8_t* from, uint8_t* to) {
+    for (int unit = strip.low / 8; unit < (strip.high + 7) / 8; ++unit)
+      std::memcpy(to + unit * 2, from + unit * 2, 2);
   }
 
   void split_columns(const A* row, A* to) const {
@@ -502,9 +546,8 @@ class Worker {
   }
 
   static void write_run(const A* row, int64_t count, T* to) {
-    int64_t j = 0;
-    for (; j <= count - V::lanes; j += V::lanes) store(to + j, V::load(row + j));
-    if (j < count) store_some(to + j, count - j, V::load(row + j));
+    for (int64_t j = 0; j < count; j += V::lanes)
+      store_upto(to + j, count - j, V::load(row + j));
   }
 
   const Problem<T, signs>& problem_;

@@ -225,24 +225,26 @@ void contract_plane(const typename V::Scalar* from, const typename V::Scalar* ta
 template <int down, class V, class T>
 void contract_pixels(const typename V::Scalar* from, const typename V::Scalar* taps, int64_t count,
                      int64_t channels, T* to, int64_t to_step) {
-  constexpr int all = kPhaseTaps * down;
-  for (int64_t x = 0; x < count; ++x, from += down * kGroup, to += to_step) {
-    for (int lane = 0; lane < channels; lane += V::lanes) {
-      V sums[kChains];
-      unrolled<all>([&](auto k) STYLEGAN_FAST_INLINE {
-        const V product = V(taps[k]) * V::load(from + k * kGroup + lane);
-        if constexpr (k < kChains) {
-          sums[k] = product;
-        } else {
-          sums[k % kChains] = sums[k % kChains] + product;
-        }
+  for (int lane = 0; lane < channels; lane += V::lanes) {
+    V sums[kPhaseTaps];
+    unrolled<kPhaseTaps>([&](auto j) STYLEGAN_FAST_INLINE { sums[j] = V(0.0); });
+    const auto* next = from + lane;
+    const int64_t rest = channels - lane;
+    for (int64_t x = 1 - kPhaseTaps; x < count; ++x) {
+      unrolled<down>([&](auto p) STYLEGAN_FAST_INLINE {
+        const V here = V::load(next + p * kGroup);
+        unrolled<kPhaseTaps>([&](auto j) STYLEGAN_FAST_INLINE {
+          sums[j] = sums[j] + V(taps[p + down * (kPhaseTaps - 1 - j)]) * here;
+        });
       });
-      const V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      if (channels - lane >= V::lanes) {
-        store(to + lane, sum);
-      } else {
-        store_some(to + lane, channels - lane, sum);
+      next += down * kGroup;
+      if (x >= 0 && rest >= V::lanes) {
+        store(to + x * to_step + lane, sums[0]);
+      } else if (x >= 0) {
+        store_some(to + x * to_step + lane, rest, sums[0]);
       }
+      unrolled<kPhaseTaps - 1>([&](auto j) STYLEGAN_FAST_INLINE { sums[j] = sums[j + 1]; });
+      sums[kPhaseTaps - 1] = V(0.0);
     }
   }
 }
