@@ -296,9 +296,9 @@ class Signs {
     clamped_ = transpose(clamped_, lane);
   }
 
-  __device__ void swap_halves() {
-    negative_ = negative_ >> 16 | negative_ << 16;
-    clamped_ = clamped_ >> 16 | clamped_ << 16;
+  __device__ void rotate(int signs) {
+    negative_ = negative_ >> signs | negative_ << (kWarp - signs);
+    clamped_ = clamped_ >> signs | clamped_ << (kWarp - signs);
   }
 
   template <Mode mode>
@@ -530,6 +530,8 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
   using L = Pixels<S>;
   constexpr int U = S::up, D = S::down, G = S::groups, C = L::channels, M = L::mids;
   constexpr int reads = M / U + G - 1;
+  // Rows of inputs, as many as registers allow.
+  constexpr int at_once = D > U || (U == 2 && mode != Mode::signs) ? 2 : 1;
   // Before the other filter along x. After every four columns one is left out, so that neighbours
   // use different banks.
   constexpr int pitch = L::columns / M * (M + 1) * C;
@@ -588,12 +590,11 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
     }
 
     float* to = out[batch % 2][0] + group * (M + 1) * C + thread % C;
-    // In halves, which leaves registers for their inputs.
 #pragma unroll 1
-    for (int half = 0; half < 2; ++half) {
+    for (int begin = 0; begin < L::in_rows; begin += at_once) {
 #pragma unroll
-      for (int j = 0; j < L::in_rows / 2; ++j) {
-        const int in_row = row + (batch * 2 + half) * (L::in_rows / 2) + j;
+      for (int j = 0; j < at_once; ++j) {
+        const int in_row = row + batch * L::in_rows + begin + j;
         const unsigned exists = in_row >= 0 && in_row < call.y.in ? has_column : 0;
         const T* pixel = x;
         float window[reads];
@@ -614,8 +615,8 @@ __global__ void __launch_bounds__(Pixels<S>::threads, Pixels<S>::blocks)
           }
         }
       }
-      to += L::out_rows / 2 * pitch;
-      own.swap_halves();
+      to += at_once * U / D * pitch;
+      own.rotate(at_once * U * M);
     }
     if constexpr (mode == Mode::signs) {
       if (!call.clamps()) own.clamp_none();
