@@ -69,7 +69,8 @@ struct Call {
         y{as_int(p.in_height), as_int(p.out_height), as_int(p.pad_y), as_int(p.sign_height),
           as_int(p.sign_y)},
         samples(as_int(p.samples)), channels(as_int(p.channels)),
-        channels_last(p.channels_last), up(p.up), down(p.down), fu(p.fu, p.correlate), fd(p.fd, p.correlate),
+        channels_last(p.channels_last), up(p.up), down(p.down), fu(p.fu, p.correlate),
+        fd(p.fd, p.correlate),
         gain(static_cast<float>(p.gain)), slope(static_cast<float>(p.slope)),
         clamp(static_cast<float>(p.clamp)),
         sign_units(((channels_last ? channels : x.signs) + kUnit - 1) / kUnit) {}
