@@ -516,7 +516,9 @@ def refusal(
         return "its kernel takes factors of 1, 2 and 4"
     if any(f is not None and f.ndim == 2 for f in (fu, fd)):
         return "its kernel takes separable filters"
-    if _walk(fu, fd, up, down, dtype)[-1] is None:
+    # The derivative takes them in turn.
+    walks = _walk(fu, fd, up, down, dtype), _walk(fd, fu, down, up, dtype)
+    if any(walk[-1] is None for walk in walks):
         return "the filters are too long for its kernel"
     return None
 
