@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from stylegan_fast.activations import ACTIVATIONS
-from stylegan_fast.backends.geometry import Fir, Geometry, Tail
+from stylegan_fast.backends.geometry import FilteredLrelu, Fir, Geometry, Tail
 
 # The interface for compiling without a device differs in older versions.
 pytest.importorskip("triton", minversion="3.4")
@@ -198,6 +198,28 @@ def fir_cases():
     return hot, others
 
 
+def filtered_lrelu(module, masked, channels, up, down, nhwc, dtype):
+    """With 6 taps for each step of a factor; the largest layer of StyleGAN3, or such a gradient."""
+    fu, fd, inner = empty(6 * up), empty(6 * down), (278 * up + 7 * up, 278 * up + 7 * up)
+    x = image((8, channels, 278, 278), nhwc, dtype)
+    y = image((8, channels, *((n - 6 * down) // down + 1 for n in inner)), nhwc, dtype)
+    signs = empty(x.numel() * up * up // 4, dtype=torch.uint8)
+    problem = FilteredLrelu(up, down, 6 * up, 7 * up, False, 5.6, 0.2, 256.0, *inner)
+    if masked:
+        module.filtered_lrelu_masked(x, signs, fu, fd, y, problem, nhwc)
+    else:
+        b = empty(channels, dtype=dtype)
+        module.filtered_lrelu_forward(x, b, fu, fd, y, signs, problem, nhwc)
+
+
+FILTERED_LRELUS = {  # the targets, and the arguments of the launch
+    "filtered_lrelu nchw": (("sm_90", "gfx942"), False, 91, 2, 2, False, torch.float16),
+    "filtered_lrelu nhwc": (("sm_90", "sm_100"), False, 128, 2, 2, True, torch.bfloat16),
+    "filtered_lrelu masked nchw": (("sm_90", "sm_80"), True, 91, 2, 4, False, torch.bfloat16),
+    "filtered_lrelu float32": (("sm_90",), False, 91, 4, 2, False, torch.float32),
+}
+
+
 def conv_operands(size, out_channels, taps, up, down, pad, nhwc, dtype):
     """x, conv and y."""
     x, conv = image(size, nhwc, dtype), Fir(up, up, down, down, *pad, True, 1.0)
@@ -347,6 +369,7 @@ HOT, OTHERS = cases()
 FIR_HOT, FIR_OTHERS = fir_cases()
 CASES = HOT | OTHERS | FIR_HOT | FIR_OTHERS
 CONV_CASES = {name: case for name, (_, *case) in CONVS.items()}
+FILTERED_CASES = {name: (filtered_lrelu, *case) for name, (_, *case) in FILTERED_LRELUS.items()}
 TARGETS = {
     "sm_90": ("cuda", 90, 32),
     "gfx942": ("hip", "gfx942", 64),
@@ -359,7 +382,11 @@ COMPILED = [
     (target, name)
     for target in TARGETS
     for name in (CASES if target in ("sm_90", "gfx942") else SOME)
-] + [(target, name) for name, (targets, *_) in CONVS.items() for target in targets]
+] + [
+    (target, name)
+    for name, (targets, *_) in (CONVS | FILTERED_LRELUS).items()
+    for target in targets
+]
 
 
 class _Recorder:
@@ -381,14 +408,17 @@ class _Recorder:
 def recorded(name):
     """The kernel, the arguments and the options of one case."""
     from stylegan_fast.kernels import adain, conv2d, demodulation, epilogue, upfirdn2d
+    from stylegan_fast.kernels import filtered_lrelu as lrelu
 
-    launch, *arguments = (CASES | CONV_CASES)[name]
+    launch, *arguments = (CASES | CONV_CASES | FILTERED_CASES)[name]
     if launch.__name__.startswith("fir_"):
         module, attribute = upfirdn2d, "upfirdn2d_kernel"
     elif launch.__name__.startswith("conv_"):
         module, attribute = conv2d, launch.__name__.replace("conv_", "conv2d_") + "_kernel"
     elif launch.__name__.startswith("adain_"):
         module, attribute = adain, f"{launch.__name__}_kernel"
+    elif launch.__name__ == "filtered_lrelu":
+        module, attribute = lrelu, "filtered_lrelu_kernel"
     elif launch.__name__ == "demodulation":
         module, attribute = demodulation, "demodulation_kernel"
     else:
@@ -612,6 +642,19 @@ def test_accesses_of_filters_are_wide(report):
     }
     for name, (loads, stores) in (("same", (5, 2)), ("up2", (3, 4)), ("down2", (12, 2))):
         assert global_accesses(report, "gfx942", f"{name} nhwc float16")[0] == (loads, stores)
+
+
+def test_filtered_lrelu_is_of_the_tensor_cores(report):
+    """NHWC of whole units is read and written 8 channels at a time. At 168 registers three blocks
+    of 128 threads fit on a multiprocessor, at 255 one of 256."""
+    for name, (targets, *_) in FILTERED_LRELUS.items():
+        for target in targets:
+            registers, _, kinds = report[target, name]
+            assert any(re.match(r"wgmma|mma\.sync|tcgen05\.mma|v_mfma", kind) for kind in kinds)
+            if target == "sm_90":
+                assert registers <= (255 if "nhwc" in name else 168)
+    wide, _ = global_accesses(report, "sm_90", "filtered_lrelu nhwc")
+    assert wide == (4, 4)
 
 
 CONV_TARGETS = [(target, name) for name, (targets, *_) in CONVS.items() for target in targets]

@@ -261,6 +261,8 @@ def test_small_layers_fill_the_gpu():
         (dict(up=3), "factors of 1, 2 and 4"),
         (dict(fd=torch.ones(12, 12)), "separable"),
         (dict(fu=torch.ones(65)), "too long"),
+        (dict(fd=None, down=1), None),
+        (dict(fu=None, up=1, down=1), "too long"),  # for the derivative
     ],
 )
 def test_refusals(options, reason):
