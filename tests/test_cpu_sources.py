@@ -67,7 +67,7 @@ def test_kernels_under_the_sanitizers(family, level, flags, tmp_path):
     assert not done.stderr
 
 
-SLOW_TO_COMPILE = ("epilogue", "upfirdn2d")
+SLOW_TO_COMPILE = ("epilogue", "filtered_lrelu", "upfirdn2d")
 
 
 @pytest.mark.slow

@@ -44,8 +44,7 @@ struct Float {
 
   Float() = default;
   Float(Native native) : v(native) {}
-  // A sum with zero would be one: -0.0 + 0.0 is 0.0.
-  explicit Float(double scalar) : v(static_cast<float>(scalar) - Native{}) {}
+  explicit Float(double scalar) : v(Native{} + static_cast<float>(scalar)) {}
 
   static Float load(const float* p) {
     Float r;
@@ -59,6 +58,9 @@ struct Float {
     return total;
   }
 };
+
+// Without the addition that Float(a) is: a zero may lose its sign there.
+inline Float broadcast(float a, Float) { return a - Float::Native{}; }
 
 inline Float operator+(Float a, Float b) { return a.v + b.v; }
 inline Float operator-(Float a, Float b) { return a.v - b.v; }

@@ -83,9 +83,9 @@ void walk(const typename V::Scalar* const* rows, int64_t at, int64_t steps,
       unrolled<Factors::samples>([&](auto m) STYLEGAN_FAST_INLINE {
         window[last] = V::load(*next++ + at + lane);
         unrolled<up>([&](auto i) STYLEGAN_FAST_INLINE {
-          V u = V(up_taps[up - 1 - i]) * window[0];
+          V u = broadcast(up_taps[up - 1 - i], V()) * window[0];
           unrolled<last>([&](auto k) STYLEGAN_FAST_INLINE {
-            u = u + V(up_taps[up - 1 - i + (k + 1) * up]) * window[k + 1];
+            u = u + broadcast(up_taps[up - 1 - i + (k + 1) * up], V()) * window[k + 1];
           });
           Word word = 0;
           if (Activation::signs == Signs::read || (Activation::signs == Signs::kept && lane)) {
@@ -96,7 +96,7 @@ void walk(const typename V::Scalar* const* rows, int64_t at, int64_t steps,
           if constexpr (Activation::signs != Signs::none) unit += units_step;
           constexpr int phase = (offset + m * up + i) % down;
           unrolled<kPhaseTaps>([&](auto j) STYLEGAN_FAST_INLINE {
-            sums[j] = sums[j] + V(down_taps[phase + down * (last - j)]) * v;
+            sums[j] = sums[j] + broadcast(down_taps[phase + down * (last - j)], V()) * v;
           });
           if constexpr (phase == down - 1) {
             sums[0].store(out);
@@ -124,7 +124,7 @@ void expand_plane(const typename V::Scalar* from, const typename V::Scalar* taps
     unrolled<kPhaseTaps>([&](auto k) STYLEGAN_FAST_INLINE {
       const V here = V::load(from + g + k);
       unrolled<up>([&](auto i) STYLEGAN_FAST_INLINE {
-        const V product = V(taps[up - 1 - i + k * up]) * here;
+        const V product = broadcast(taps[up - 1 - i + k * up], V()) * here;
         if constexpr (k == 0) {
           sums[i] = product;
         } else {
@@ -163,9 +163,9 @@ void expand_pixels(const typename V::Scalar* from, const typename V::Scalar* tap
     for (int64_t g = 0; g < groups; ++g, next += kGroup, out += up * kGroup) {
       window[kPhaseTaps - 1] = V::load(next);
       unrolled<up>([&](auto i) STYLEGAN_FAST_INLINE {
-        V sum = V(taps[up - 1 - i]) * window[0];
+        V sum = broadcast(taps[up - 1 - i], V()) * window[0];
         unrolled<kPhaseTaps - 1>([&](auto k) STYLEGAN_FAST_INLINE {
-          sum = sum + V(taps[up - 1 - i + (k + 1) * up]) * window[k + 1];
+          sum = sum + broadcast(taps[up - 1 - i + (k + 1) * up], V()) * window[k + 1];
         });
         sum.store(out + i * kGroup);
       });
@@ -204,9 +204,9 @@ void contract_plane(const typename V::Scalar* from, const typename V::Scalar* ta
     const Phases<down, V> next(from + (x + V::lanes) * down);
     V sums[down];
     unrolled<down>([&](auto p) STYLEGAN_FAST_INLINE {
-      sums[p] = V(taps[p]) * here.phase[p];
+      sums[p] = broadcast(taps[p], V()) * here.phase[p];
       unrolled<kPhaseTaps - 1>([&](auto k) STYLEGAN_FAST_INLINE {
-        sums[p] = sums[p] + V(taps[p + (k + 1) * down]) *
+        sums[p] = sums[p] + broadcast(taps[p + (k + 1) * down], V()) *
                                 shifted<k + 1>(here.phase[p], next.phase[p]);
       });
     });
@@ -234,7 +234,7 @@ void contract_pixels(const typename V::Scalar* from, const typename V::Scalar* t
       unrolled<down>([&](auto p) STYLEGAN_FAST_INLINE {
         const V here = V::load(next + p * kGroup);
         unrolled<kPhaseTaps>([&](auto j) STYLEGAN_FAST_INLINE {
-          sums[j] = sums[j] + V(taps[p + down * (kPhaseTaps - 1 - j)]) * here;
+          sums[j] = sums[j] + broadcast(taps[p + down * (kPhaseTaps - 1 - j)], V()) * here;
         });
       });
       next += down * kGroup;
