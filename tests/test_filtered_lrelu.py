@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_fast import backends
 from stylegan_fast.backends.geometry import FilteredLrelu
-from stylegan_fast.ops import filtered_lrelu, setup_filter
+from stylegan_fast.ops import bias_act, filtered_lrelu, setup_filter
 from stylegan_fast.ops.filtered_lrelu import forward_op, masked_op
 from stylegan_fast.reference.filtered_lrelu import filtered_lrelu as reference
 from stylegan_fast.testing import assert_matches
@@ -192,6 +192,14 @@ def test_the_values_of_the_specification():
     expected = [0.229397, 0.211925, 0.105937, 0.032484, 0.210260, 0.240417, 1.582818, 0.328017]
     actual = [*y.flatten()[:6].tolist(), y.sum().item(), y.square().sum().item()]
     assert actual == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_filters_it_is_bias_act(backend, device):
+    x, b = operands(torch.float16, device)
+    if backends.refusal(backend, "filtered_lrelu", device.type, torch.float16) is not None:
+        x, b = x.float(), b.float()
+    y = filtered_lrelu(x, b=b, gain=1.0, slope=1.0, clamp=0.7719, backend=backend)
+    assert torch.equal(y, bias_act(x, b, act="linear", clamp=0.7719, backend="reference"))
 
 
 def test_no_samples(backend, device):

@@ -153,7 +153,7 @@ def test_peers_are_timed_once_they_are_compiled(tree):
     assert "--peer" not in run(tree, "bench")[1]
     assert run(tree, "peers")[0] == 0
     timed = commands_of(run(tree, "bench")[1])
-    assert len(timed) == 6
+    assert len(timed) == 7
     assert all(command.endswith("--peer peers/ada/ --peer peers/three/") for command in timed)
 
 
@@ -169,7 +169,7 @@ def test_every_benchmark_it_asks_for_exists(tree):
     (tree / "peers" / "ada").mkdir(parents=True)
     output += run(tree, "-n", "peers")[1]
     commands = [shlex.split(c.partition(" bench ")[2]) for c in commands_of(output)]
-    assert len(commands) == 16
+    assert len(commands) == 17
     parser = argparse.ArgumentParser()
     benchmarks.add_arguments(parser)
     for arguments in commands:

@@ -156,8 +156,9 @@ phase_bench() {
     part 28 --op networks
     part 13 --op training swap
     part 13 --op layers --no-compile
-    part 13 --op upfirdn2d --no-compile --dtype float32 float16
-    part 8 --op bias_act adain --no-compile --dtype float32 float16 --mode forward backward
+    part 10 --op upfirdn2d --no-compile --dtype float32 float16
+    part 5 --op filtered_lrelu --no-compile --dtype float32 float16
+    part 6 --op bias_act adain --no-compile --dtype float32 float16 --mode forward backward
     part 10 --op upfirdn2d bias_act --shape 4x64x128x128 --dtype float32 --mode forward
     return $status
 }
@@ -167,8 +168,10 @@ phase_sanitize() {
         echo "compute-sanitizer is not installed: no memory and race checks"
         return
     fi
-    local files=(bias_act upfirdn2d upfirdn2d_epilogue epilogue_backward adain demodulation)
+    local files=(bias_act upfirdn2d upfirdn2d_epilogue epilogue_backward filtered_lrelu)
+    files+=(adain demodulation)
     local few='any_strides or workloads or layouts or low_precision or parts_of_planes or values'
+    few+=' or not_finite'
     files=("${files[@]/#/tests/test_}")
     local status=0 tool
     for tool in memcheck racecheck; do

@@ -109,6 +109,8 @@ def filtered_lrelu(
         return reference_filtered_lrelu(
             x, fu, fd, b, up, down, padding, gain, slope, clamp, flip_filter
         )
+    if fu is None and fd is None and up == down == 1 and not any(fir.arguments()[2]):
+        return bias_act(x, b, 1, "lrelu", slope, gain, clamp, backend=name)
     if backends.BACKENDS[name].filtered_lrelu_refusal(x.dtype, fu, fd, up, down) is not None:
         return _composed(x, fu, fd, b, fir, down, gain, slope, clamp, name)
     problem = FilteredLrelu(
