@@ -217,7 +217,8 @@ class TrainingStep:
         if peer.networks is None:
             return Provider(peer.name, None, problem, ours=False)
         try:
-            G, D = peer_networks(peer.networks, self.G, self.D, self.width)
+            with peer.imported():
+                G, D = peer_networks(peer.networks, self.G, self.D, self.width)
         except Exception as error:
             return Provider(peer.name, None, f"networks: {one_line(error)}", ours=False)
         return Provider(peer.name, self._call(None, G, D), peer.detail, ours=False)

@@ -213,7 +213,8 @@ class ConvolutionLayer:
         if peer.networks is None:
             return Provider(peer.name, None, problem, ours=False)
         try:
-            module = build(self.layer, peer.networks).to(self.session.device)
+            with peer.imported():
+                module = build(self.layer, peer.networks).to(self.session.device)
             module.load_state_dict(self.module.state_dict())
         except Exception as error:
             return Provider(peer.name, None, f"layers: {one_line(error)}", ours=False)

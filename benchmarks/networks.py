@@ -118,6 +118,12 @@ class NetworkForward:
     def _module(self, peer: Peer) -> ModuleType | None:
         return peer.networks3 if self.is_third else peer.networks
 
+    def _of_module(self, module: ModuleType, width: dict[str, Any], blocks: dict[str, Any]) -> Any:
+        if self.is_generator:
+            options = {**self.size, "z_dim": 512, "w_dim": 512}
+            return peer_generator(module, options, {**width, **blocks})
+        return module.Discriminator(**self.size, **width, block_kwargs=blocks)
+
     def _peer(self, peer: Peer, tuned: bool) -> Provider:
         name = f"{peer.name} tuned" if tuned else peer.name
         networks = self._module(peer)
@@ -131,20 +137,14 @@ class NetworkForward:
         width = {**self.width, "num_fp16_res": half}
         blocks = {"fp16_channels_last": True} if tuned and not self.is_third else {}
         try:
-            if self.is_generator:
-                options = {**self.size, "z_dim": 512, "w_dim": 512}
-                network = peer_generator(networks, options, {**width, **blocks})
-            else:
-                options = {**self.size, **width, "block_kwargs": blocks}
-                network = networks.Discriminator(**options)
+            with peer.imported():
+                network = self._of_module(networks, width, blocks)
             network.load_state_dict(self.network.state_dict())
         except Exception as error:
             return Provider(name, None, f"networks: {one_line(error)}", ours=False)
         network = network.to(self.session.device).eval().requires_grad_(False)
-        detail = (
-            f"{peer.detail} num_fp16_res={half}{', channels_last' * bool(blocks)}{', TF32' * tuned}"
-        )
-        detail = detail.lstrip()
+        layout = ", channels_last" if blocks else ""
+        detail = f"{peer.detail} num_fp16_res={half}{layout}{', TF32' * tuned}".lstrip()
         return Provider(name, self._call(network, tf32_too=tuned), detail, ours=False)
 
     def _call(

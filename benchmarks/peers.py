@@ -22,7 +22,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,6 +58,18 @@ class Peer:
     networks_problem: str = "this family's networks differ from ours"
     networks3: ModuleType | None = None
     networks3_problem: str = "this checkout has no StyleGAN3"
+    modules: dict[str, ModuleType] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def imported(self) -> Iterator[None]:
+        """Inside, its modules are found by their names again: networks pickle themselves."""
+        others = _taken_out()
+        sys.modules.update(self.modules)
+        try:
+            yield
+        finally:
+            _taken_out()
+            sys.modules.update(others)
 
 
 def load(path: str, device: torch.device) -> Peer:
@@ -99,20 +111,21 @@ def load(path: str, device: torch.device) -> Peer:
             except Exception as error:
                 peer = replace(peer, filtered_lrelu_problem=f"import failed: {one_line(error)}")
         peer = replace(peer, **_networks_of(root, "networks", "networks_stylegan2", "networks"))
-        return replace(peer, **_networks_of(root, "networks3", "networks_stylegan3"))
+        peer = replace(peer, **_networks_of(root, "networks3", "networks_stylegan3"))
+        return replace(peer, modules={name: sys.modules[name] for name in _names()})
 
 
-def _networks_of(root: Path, field: str, *modules: str) -> dict[str, Any]:
+def _networks_of(root: Path, kind: str, *modules: str) -> dict[str, Any]:
     """Of the first of these modules that the checkout has."""
     for module in modules:
         if (root / "training" / f"{module}.py").is_file():
             try:
                 return {
-                    field: importlib.import_module(f"training.{module}"),
-                    f"{field}_problem": "",
+                    kind: importlib.import_module(f"training.{module}"),
+                    f"{kind}_problem": "",
                 }
             except Exception as error:
-                return {f"{field}_problem": f"import failed: {one_line(error)}"}
+                return {f"{kind}_problem": f"import failed: {one_line(error)}"}
     return {}
 
 
@@ -206,5 +219,8 @@ def _stand_ins(device: torch.device) -> Iterator[None]:
 
 def _taken_out() -> dict[str, ModuleType]:
     """Modules with a checkout's names, removed from sys.modules."""
-    names = [name for name in sys.modules if name.split(".")[0] in _TOP_LEVEL]
-    return {name: sys.modules.pop(name) for name in names}
+    return {name: sys.modules.pop(name) for name in _names()}
+
+
+def _names() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] in _TOP_LEVEL]

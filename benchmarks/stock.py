@@ -112,7 +112,7 @@ class Generator:
         row = 0
         for resolution in network.block_resolutions:
             block = getattr(network, f"b{resolution}")
-            dtype, memory_format = block.working_format(ws.device, force_fp32)
+            dtype, memory_format = block.working_format(block.torgb.weight, force_fp32)
             x = x.to(dtype=dtype, memory_format=memory_format)
             for name in ("conv0", "conv1")[-block.num_conv :]:
                 x = synthesis_layer(getattr(block, name), x, ws[:, row])
@@ -136,7 +136,7 @@ class Discriminator:
     def __call__(self, x: Tensor, c: Tensor, force_fp32: bool | None = None) -> Tensor:
         for resolution in self.D.block_resolutions:
             block = getattr(self.D, f"b{resolution}")
-            dtype, memory_format = block.working_format(x.device, force_fp32)
+            dtype, memory_format = block.working_format(block.conv1.weight, force_fp32)
             x = x.to(dtype=dtype, memory_format=memory_format)
             if block.in_channels == 0:
                 x = conv2d(block.fromrgb, x)

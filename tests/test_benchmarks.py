@@ -31,6 +31,7 @@ from stylegan_fast.benchmarks import (
     upfirdn2d,
     workload,
 )
+from stylegan_fast.benchmarks import filtered_lrelu as filtered_lrelu_benchmark
 from stylegan_fast.benchmarks import layers as layer_benchmark
 from stylegan_fast.benchmarks import stock as stock_networks
 from stylegan_fast.benchmarks import swap as swap_benchmark
@@ -222,6 +223,7 @@ def test_layers_and_networks_of_a_default_run():
     assert networks == {
         *((f"{name} {size}", "float32", "nchw") for name in "GD" for size in (256, 1024)),
         *((f"{name} 256", "bfloat16", "nhwc") for name in "GD"),
+        ("G3 256", "float32", "nchw"),
     }
     on_gpu = [c for c in select(parse(), "cuda") if c.op == "networks"]
     assert {c.shape[0] for c in on_gpu if c.mode == "forward"} == {1, 8}
@@ -650,6 +652,49 @@ def test_peers_networks_as_shipped_and_tuned(tmp_path, small_networks, name):
     assert list(calls_of(work))[3:] == ["peer:peer"]  # tuned is for GPUs
     work = network_work(tmp_path, name, "bfloat16", "nhwc", [peer])
     assert work._peer(peer, tuned=True).detail == "its 16-bit blocks are float16"
+
+
+def test_a_peers_networks_find_their_own_modules(tmp_path, small_networks):
+    """The originals' pickle themselves when they are made."""
+    checkout = torch_utils_family(tmp_path, "peer")
+    pickled = (
+        "import pickle\n"
+        "from torch_utils import misc\n"
+        "from stylegan_fast.models.stylegan2 import Discriminator, Generator as Plain\n"
+        "class Generator(Plain):\n"
+        "    def __init__(self, *args, **kwargs):\n"
+        "        super().__init__(*args, **kwargs)\n"
+        "        pickle.dumps(type(self))\n"
+    )
+    write_tree(checkout, {"training/networks_stylegan2.py": pickled})
+    peer = peers.load(str(checkout), CPU)
+    work = network_work(tmp_path, "G", found=[peer])
+    provider = work._peer(peer, tuned=False)
+    assert provider.call is not None, provider.detail
+    assert check(provider.call(), work.expected())[1] == ""
+    assert not {"torch_utils", "training"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("radial", ["", " radial"])
+@pytest.mark.parametrize("mode", ["forward", "forward+backward", "double backward"])
+def test_filtered_lrelu_passes_its_gate(tmp_path, mode, radial):
+    for level in ("user", "kernel"):
+        if level == "kernel" and mode == "double backward":
+            continue
+        kernel_mode = mode if level == "user" or mode == "forward" else "backward"
+        case = Case(
+            "filtered_lrelu", "", (2, 3, 11, 11), "float32", "nhwc", level, kernel_mode,
+            f"up2 down2{radial}",
+        )  # fmt: skip
+        work = filtered_lrelu_benchmark.FilteredLrelu(case, Session(CPU, tmp_path, compiles=False))
+        expected = work.expected()
+        calls = calls_of(work)
+        assert "cpu" in calls
+        for provider, call in calls.items():
+            results = call()
+            assert check(results, expected)[1] == "", provider
+            wrong = [None if r is None else -r for r in results]
+            assert check(wrong, expected)[1] != "", provider
 
 
 def test_layers_of_a_peer(tmp_path):
