@@ -98,10 +98,11 @@ def filtered_lrelu(
     if b is not None:
         b = check_bias(b, x, 1)
     fw, fh = filter_size(fd)
-    height, width = between = fir.output_size(*x.shape[2:], filter_size(fu))
+    image = x.shape[2], x.shape[3]
+    height, width = between = fir.output_size(*image, filter_size(fu))
     size = ((height - fh) // down + 1, (width - fw) // down + 1)
     check_output_size(
-        size, image=tuple(x.shape[2:]), between=between, filter=(fh, fw), down=down, padding=padding
+        size, image=image, between=between, filter=(fh, fw), down=down, padding=padding
     )
 
     name = select("filtered_lrelu", x, backend)
@@ -266,7 +267,8 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        return _transpose(dy, *ctx.saved_tensors, ctx), *(None,) * 7
+        signs, fu, fd = ctx.saved_tensors
+        return _transpose(dy, signs, fu, fd, ctx), *(None,) * 7
 
 
 def _transpose(dy, signs, fu, fd, ctx):
