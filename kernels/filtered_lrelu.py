@@ -157,7 +157,8 @@ def _plan(
     strips = min(triton.cdiv(_WAVE, programs), triton.cdiv(all_steps, 4))
     steps = triton.cdiv(all_steps, strips)
     strips = triton.cdiv(all_steps, steps)
-    units = channels * sign_width if nhwc else triton.cdiv(sign_width, 8) * 8 * channels
+    row, rows = (channels, sign_width) if nhwc else (sign_width, channels)
+    units = triton.cdiv(row, 8) * 8 * rows
     largest = max(
         planes * in_height * in_width,
         planes * out_height * out_width,
@@ -498,33 +499,31 @@ def filtered_lrelu_kernel(
             )  # fmt: skip
 
 
-def _walk(fu, fd, up, down, dtype):
+def _walk(taps_up, taps_down, up, down, dtype):
     """taps_up, taps_down, ups, downs, and the tile: None where none will do."""
-    filters = [1 if f is None else f.numel() for f in (fu, fd)]
-    filters += [fu is not None or up > 1, fd is not None or down > 1]
+    filters = [max(1, taps_up), max(1, taps_down)]
+    filters += [taps_up > 0 or up > 1, taps_down > 0 or down > 1]
     return *filters, _tile_of(*filters, up, down, dtype == torch.float32)
 
 
-def refusal(
-    dtype: torch.dtype, fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int
-) -> str | None:
+def refusal(dtype: torch.dtype, taps: tuple[int, int], up: int, down: int) -> str | None:
+    """None, or why there is no kernel for separable filters of so many taps, 0 for no filter."""
     if dtype == torch.float64:
         return "its kernel is not for float64"
     if dtype == torch.float32 and triton.__version__.startswith("3.2."):
         return "Triton 3.2 does not compile its products of float32"
     if not {up, down} <= {1, 2, 4}:
         return "its kernel takes factors of 1, 2 and 4"
-    if any(f is not None and f.ndim == 2 for f in (fu, fd)):
-        return "its kernel takes separable filters"
     # The derivative takes them in turn.
-    walks = _walk(fu, fd, up, down, dtype), _walk(fd, fu, down, up, dtype)
+    walks = _walk(*taps, up, down, dtype), _walk(*taps[::-1], down, up, dtype)
     if any(walk[-1] is None for walk in walks):
         return "the filters are too long for its kernel"
     return None
 
 
 def _launch(x, y, signs, b, fu, fd, problem, channels_last, masked):
-    walk = _walk(fu, fd, problem.up, problem.down, x.dtype)
+    taps = (0 if f is None else f.numel() for f in (fu, fd))
+    walk = _walk(*taps, problem.up, problem.down, x.dtype)
     grid, plan = _plan(tuple(x.shape), tuple(y.shape[2:]), channels_last, tuple(problem), *walk)
     has_clamp = not masked and problem.clamp != math.inf
     filtered_lrelu_kernel[grid](

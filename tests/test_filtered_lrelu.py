@@ -219,6 +219,7 @@ def test_no_samples(backend, device):
         (dict(b=torch.zeros(3).double()), TypeError, "b.dtype=torch.float64"),
         (dict(up=[2, 2]), TypeError, "up takes integers"),
         (dict(down=0), ValueError, "down must be at least 1"),
+        (dict(down=2**31), ValueError, "down must not exceed"),
         (dict(padding=[1, 2, 3]), ValueError, "padding"),
         (dict(padding=-4), ValueError, "increase padding"),
         (dict(fd=torch.ones(9, 9)), ValueError, "increase padding"),
@@ -249,18 +250,25 @@ def test_operators(channels_last):
     torch.library.opcheck(masked_op, (y, signs, TWELVE, TWELVE, *constants))
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled(dynamic):
+@pytest.mark.parametrize("rules, dynamic", [("cpu", False), ("cuda", True), ("triton", True)])
+def test_compiled(rules, dynamic, monkeypatch):
+    """What a backend refuses is traced too, so each one's rules, on the kernels that run here."""
+    chosen = backends.BACKENDS[rules].filtered_lrelu_refusal
+    monkeypatch.setattr(backends.cpu, "filtered_lrelu_refusal", chosen)
+
+    def call(x, b, f=None):
+        arguments = USUAL if f is None else USUAL | dict(fu=f, fd=f)
+        return filtered_lrelu(x, b=b, **arguments, clamp=0.3)
+
     def gradient(x, b):
-        y = filtered_lrelu(x, b=b, **USUAL, clamp=0.3)
+        y = call(x, b)
         return y, *torch.autograd.grad(y.square().sum(), (x, b))
 
-    compiled = torch.compile(
-        lambda x, b: filtered_lrelu(x, b=b, **USUAL, clamp=0.3),
-        fullgraph=True,
-        dynamic=dynamic,
-        backend="aot_eager",
-    )
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for f in (TWELVE[:8], SQUARE, TWENTY_FOUR[:18].repeat(2)):
+        x, b = operands(torch.float32, shape=(1, 2, 30, 27))
+        assert torch.equal(compiled(x, b, f), call(x, b, f))
     for shape in ((2, 3, 9, 7), (1, 4, 8, 11)):
         x, b = (t.requires_grad_() for t in operands(torch.float32, shape=shape))
         y = compiled(x, b)

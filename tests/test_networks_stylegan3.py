@@ -553,6 +553,7 @@ def test_export(config):
         (lambda: tiny_generator(img_resolution=4), "bandwidth=2 must be .* sampling_rate=4"),
         (lambda: tiny_generator(num_layers=2), "num_layers=2 must be more than num_critical=2"),
         (lambda: tiny_generator(num_critical=-1), "num_critical=-1, which must not be negative"),
+        (lambda: tiny_generator(channel_base=1), "channel_base=1 and channel_max"),
         (lambda: tiny_generator(conv_clamp=-1), "conv_clamp must be at least 0"),
         (lambda: tiny_generator(half_dtype=torch.float64), "half_dtype=torch.float64 "),
         (lambda: tiny_generator(lrelu_upsampling=0.5), "in_sampling_rate=16 must divide"),
@@ -579,3 +580,10 @@ def test_export(config):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_any_number_of_16_bit_resolutions():
+    """Also one of a hostile file, as a power of two an endless one."""
+    layers = [m for m in tiny_generator(num_fp16_res=10**15).modules() if hasattr(m, "use_fp16")]
+    assert layers
+    assert all(layer.use_fp16 for layer in layers)

@@ -13,6 +13,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from stylegan_fast.backends import triton as triton_backend  # noqa: E402
 from stylegan_fast.backends.geometry import FilteredLrelu  # noqa: E402
 from stylegan_fast.reference.filtered_lrelu import filtered_lrelu as reference  # noqa: E402
 from stylegan_fast.reference.upfirdn2d import upfirdn2d  # noqa: E402
@@ -231,17 +232,20 @@ def test_offsets_of_64_bits_give_the_same(layout, monkeypatch):
         assert torch.equal(found, same)
 
 
-def plan_of(shape, out_size, up=2, down=2):
-    problem = FilteredLrelu(up, down, 9, 9, False, 1.0, 0.2, math.inf, *(2 * s for s in shape[2:]))
-    f = torch.ones(12)
-    walk = kernels._walk(f, f, up, down, torch.float16)
-    return kernels._plan(shape, out_size, False, tuple(problem), *walk)
+def plan_of(shape, out_size, up=2, down=2, nhwc=False):
+    between = (up * size for size in shape[2:])
+    problem = FilteredLrelu(up, down, 9, 9, False, 1.0, 0.2, math.inf, *between)
+    walk = kernels._walk(12, 12, up, down, torch.float16)
+    return kernels._plan(shape, out_size, nhwc, tuple(problem), *walk)
 
 
 def test_64_bits_are_chosen_in_time():
     assert not plan_of((31, 64, 1024, 1024), (1024, 1024))[1].WIDE
     assert plan_of((32, 64, 1024, 1024), (1024, 1024))[1].WIDE  # 2^31
     assert plan_of((8, 64, 512, 512), (2048, 2048), 4, 1)[1].WIDE  # the output is
+    # The signs of a pixel are whole units, also those of few channels.
+    assert plan_of((1, 3, 11600, 11600), (23200, 23200), 4, 2, nhwc=True)[1].WIDE
+    assert not plan_of((1, 8, 4000, 4000), (8000, 8000), 4, 2, nhwc=True)[1].WIDE
 
 
 def test_small_layers_fill_the_gpu():
@@ -268,5 +272,5 @@ def test_small_layers_fill_the_gpu():
 def test_refusals(options, reason):
     f = torch.ones(12)
     arguments = dict(dtype=torch.float16, fu=f, fd=f, up=2, down=2) | options
-    found = kernels.refusal(**arguments)
+    found = triton_backend.filtered_lrelu_refusal(**arguments)
     assert found is None if reason is None else reason in found

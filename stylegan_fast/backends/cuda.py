@@ -331,7 +331,7 @@ def filtered_lrelu_refusal(
     dtype: torch.dtype, fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int
 ) -> str | None:
     """None, or why no kernel takes these filters; their parts run then."""
-    taps = max((size for f in (fu, fd) if f is not None for size in f.shape), default=1)
+    taps = max([1, *[size for f in (fu, fd) if f is not None for size in f.shape]])
     if taps > 32:
         return f"its kernels take filters of up to 32 taps along an axis, not {taps}"
     if max(up, down) > 4:

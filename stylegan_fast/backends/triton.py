@@ -147,4 +147,25 @@ def filtered_lrelu_refusal(
     dtype: torch.dtype, fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int
 ) -> str | None:
     """None, or why no kernel takes these filters; their parts run then."""
-    return kernels("filtered_lrelu").refusal(dtype, fu, fd, up, down)
+    if (fu is not None and fu.ndim == 2) or (fd is not None and fd.ndim == 2):
+        return "its kernel takes separable filters"
+    taps = (0 if f is None else _constant(f.shape[0]) for f in (fu, fd))
+    return _filtered_lrelu_refusal(dtype, *taps, _constant(up), _constant(down))
+
+
+def _filtered_lrelu_refusal(
+    dtype: torch.dtype, taps_up: int, taps_down: int, up: int, down: int
+) -> str | None:
+    return kernels("filtered_lrelu").refusal(dtype, (taps_up, taps_down), up, down)
+
+
+_filtered_lrelu_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _constant(number: int, most: int = 64) -> int:
+    """The number, or most if it is larger: torch.compile, which may know it by a symbol only, then
+    knows its value."""
+    for value in range(most):
+        if number == value:
+            return value
+    return most

@@ -88,6 +88,8 @@ def move(generator: Generator, translate: Sequence[float] = (0, 0), rotate: floa
     for another generator, or numbers that are not two, or not finite."""
     if not isinstance(generator, stylegan3.Generator):
         raise ValueError("only the images of a StyleGAN3 generator can be moved and turned")
+    if not isinstance(translate, Sequence) or len(translate) != 2:
+        raise ValueError(f"translate must be two numbers, right and down, got {translate!r}")
     x, y = (check_number("translate", value) for value in translate)
     angle = math.radians(check_number("rotate", rotate))
     cosine, sine = math.cos(angle), math.sin(angle)

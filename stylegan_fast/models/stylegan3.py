@@ -402,6 +402,11 @@ class SynthesisNetwork(nn.Module):
             return Signal(cutoff, rate, max(stopband, rate / 2) - cutoff, size, channels)
 
         signals = [signal(index) for index in range(num_layers + 1)]
+        if min(s.channels for s in signals) < 1:
+            raise ValueError(
+                f"channel_base={channel_base!r} and channel_max={channel_max!r} leave a layer "
+                f"without channels at img_resolution={img_resolution}"
+            )
         first = signals[0]
         self.input = SynthesisInput(
             w_dim, first.channels, first.size, first.sampling_rate, first.cutoff
@@ -412,7 +417,8 @@ class SynthesisNetwork(nn.Module):
                 w_dim,
                 is_torgb=index == num_layers,
                 is_critically_sampled=index >= num_layers - num_critical,
-                use_fp16=after.sampling_rate * 2**num_fp16_res > img_resolution,
+                # In logarithms: 2**num_fp16_res of a hostile file would not end.
+                use_fp16=math.log2(after.sampling_rate) + num_fp16_res > math.log2(img_resolution),
                 in_channels=before.channels,
                 out_channels=after.channels,
                 in_size=before.size,

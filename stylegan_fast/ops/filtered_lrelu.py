@@ -18,7 +18,7 @@ from ..backends import select
 from ..backends.geometry import FilteredLrelu
 from ..reference.bias_act import Epilogue
 from ..reference.filtered_lrelu import filtered_lrelu as reference_filtered_lrelu
-from ..reference.upfirdn2d import filter_size, memory_format_of
+from ..reference.upfirdn2d import LARGEST_FACTOR, filter_size, memory_format_of
 from ._library import accumulation_dtype, define, mask_size
 from .bias_act import bias_act, check_bias
 from .fir import filter_operand
@@ -68,7 +68,9 @@ def filtered_lrelu(
     keeps two bits for each pixel between the filters, neither x nor y.
 
     One kernel computes in float32, of float64 in float64, and rounds once. Filters that it does not
-    take run as `bias_act` and twice `upfirdn2d`, which round 16-bit types after each.
+    take run as `bias_act` and twice `upfirdn2d`, which round 16-bit types after each: on triton 2-D
+    ones, factors other than 1, 2 and 4, and long ones; on cuda factors above 4 and more than 32
+    taps. Without filters, factors and padding it is `bias_act`.
 
     Autocast: computes and returns in x's dtype.
 
@@ -86,8 +88,8 @@ def filtered_lrelu(
     check_image("x", x)
     check_filter("fu", fu, x)
     check_filter("fd", fd, x)
-    up = as_int("up", up, minimum=1)
-    down = as_int("down", down, minimum=1)
+    up = as_int("up", up, minimum=1, maximum=LARGEST_FACTOR)
+    down = as_int("down", down, minimum=1, maximum=LARGEST_FACTOR)
     fir = check_upfirdn2d(x, fu, up, 1, padding, flip_filter, up**2)
     gain = check_number("gain", gain, minimum=0)
     if gain == 0:

@@ -32,8 +32,8 @@ def _divided_by_rms(t: torch.Tensor, dims: list[int]) -> torch.Tensor:
 
 DEMODULATION_EPS = 1e-8
 
-NO_WEIGHT = 1e-18
-"""In place of that, so small that only a weight of zeros meets it."""
+NO_WEIGHT = 1e-24
+"""In place of that where it is relative to the weight: only one of less than 1e-11 meets it."""
 
 
 def demodulation(
@@ -65,7 +65,7 @@ def coefficients(
     weight, before, after = weight.to(dtype), styles.to(dtype), None
     half = convolution_dtype(x) == torch.float16
     guarded = input_gain is None and half
-    fan_in = weight[0].numel()
+    fan_in = weight.shape[1:].numel()
     if demodulate:
         with without_autocast(x):
             if input_gain is not None:
@@ -85,6 +85,8 @@ def coefficients(
                 # style.
                 floored = (before.square() + DEMODULATION_EPS / fan_in).sqrt()
                 after = demodulation(weight, floored, NO_WEIGHT)
+                # A weight of zeros stays as it is.
+                after = torch.where(after < 0.1 * NO_WEIGHT**-0.5, after, DEMODULATION_EPS**-0.5)
     elif guarded:
         largest = before.detach().abs().amax(1, keepdim=True)
         before = _divided(before, largest)
