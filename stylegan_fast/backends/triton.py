@@ -149,8 +149,9 @@ def filtered_lrelu_refusal(
     """None, or why no kernel takes these filters; their parts run then."""
     if (fu is not None and fu.ndim == 2) or (fd is not None and fd.ndim == 2):
         return "its kernel takes separable filters"
-    taps = (0 if f is None else _constant(f.shape[0]) for f in (fu, fd))
-    return _filtered_lrelu_refusal(dtype, *taps, _constant(up), _constant(down))
+    taps_up = 0 if fu is None else _constant(fu.shape[0])
+    taps_down = 0 if fd is None else _constant(fd.shape[0])
+    return _filtered_lrelu_refusal(dtype, taps_up, taps_down, _constant(up), _constant(down))
 
 
 def _filtered_lrelu_refusal(
