@@ -213,10 +213,9 @@ def filtered_lrelu(module, masked, channels, up, down, nhwc, dtype):
 
 
 FILTERED_LRELUS = {  # the targets, and the arguments of the launch
-    "filtered_lrelu nchw": (("sm_90", "gfx942"), False, 91, 2, 2, False, torch.float16),
+    "filtered_lrelu nchw": (("gfx942",), False, 91, 2, 2, False, torch.float16),
     "filtered_lrelu nhwc": (("sm_90", "sm_100"), False, 128, 2, 2, True, torch.bfloat16),
     "filtered_lrelu masked nchw": (("sm_90", "sm_80"), True, 91, 2, 4, False, torch.bfloat16),
-    "filtered_lrelu float32": (("sm_90",), False, 91, 4, 2, False, torch.float32),
 }
 
 
