@@ -24,7 +24,6 @@ from .bias_act import bias_act, check_bias
 from .fir import filter_operand
 from .upfirdn2d import (
     check_filter,
-    check_image,
     check_output_size,
     check_upfirdn2d,
     upfirdn2d,
@@ -85,12 +84,10 @@ def filtered_lrelu(
     The originals' `filtered_lrelu` (Karras et al., "Alias-Free Generative Adversarial Networks",
     2021).
     """
-    check_image("x", x)
-    check_filter("fu", fu, x)
-    check_filter("fd", fd, x)
     up = as_int("up", up, minimum=1, maximum=LARGEST_FACTOR)
     down = as_int("down", down, minimum=1, maximum=LARGEST_FACTOR)
-    fir = check_upfirdn2d(x, fu, up, 1, padding, flip_filter, up**2)
+    fir = check_upfirdn2d(x, fu, up, 1, padding, flip_filter, up**2, name="fu")
+    check_filter("fd", fd, x)
     gain = check_number("gain", gain, minimum=0)
     if gain == 0:
         raise ValueError(f"gain must be greater than 0, got {gain=}")
@@ -144,15 +141,16 @@ def _composed(x, fu, fd, b, fir, down, gain, slope, clamp, backend):
     return upfirdn2d(x, fd, 1, down, 0, flip_filter, backend=backend)
 
 
+def _layout(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def _dense(t: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    return t.contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
+    return t.contiguous(memory_format=_layout(channels_last))
 
 
 def _output(x: torch.Tensor, size: Sequence[int], channels_last: bool) -> torch.Tensor:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (*x.shape[:2], *size)
+    shape, layout = (*x.shape[:2], *size), _layout(channels_last)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 

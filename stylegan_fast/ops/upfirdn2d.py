@@ -221,11 +221,11 @@ def upfirdn2d_epilogue(
     return apply_epilogue(x, end, backend=backend, f=f, fir=fir, add=add)
 
 
-def check_upfirdn2d(x, f, up, down, padding, flip_filter, gain, centred=False) -> Fir:
+def check_upfirdn2d(x, f, up, down, padding, flip_filter, gain, centred=False, name="f") -> Fir:
     """The validated arguments; `centred` adds the padding that keeps the image centred and the gain
-    that makes up for the stuffed zeros."""
+    that makes up for the stuffed zeros, `name` is what the caller calls f."""
     check_image("x", x)
-    check_filter("f", f, x)
+    check_filter(name, f, x)
     gain = check_number("gain", gain)
     up = _parse_scaling(up, "up")
     down = _parse_scaling(down, "down")

@@ -86,7 +86,7 @@ def coefficients(
                 floored = (before.square() + DEMODULATION_EPS / fan_in).sqrt()
                 after = demodulation(weight, floored, NO_WEIGHT)
                 # A weight of zeros stays as it is.
-                after = torch.where(after < 0.1 * NO_WEIGHT**-0.5, after, DEMODULATION_EPS**-0.5)
+                after = torch.where(after > 0.1 * NO_WEIGHT**-0.5, DEMODULATION_EPS**-0.5, after)
     elif guarded:
         largest = before.detach().abs().amax(1, keepdim=True)
         before = _divided(before, largest)
